@@ -1,0 +1,1 @@
+"""What a data set is: cases, layouts, splits, phantoms, provenance and cards."""

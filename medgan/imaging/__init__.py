@@ -1,0 +1,1 @@
+"""What an image is: volumes with their geometry, and the files they live in."""

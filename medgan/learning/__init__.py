@@ -1,0 +1,1 @@
+"""What is learned: networks, losses, the one loop, checkpoints and the tasks."""
