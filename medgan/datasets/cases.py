@@ -5,13 +5,16 @@ A `Dataset` only describes: no voxel is read until `load`. Layouts (`layouts.py`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from medgan.errors import Note
 from medgan.imaging.volume import Modality, Volume
 
 Split = Literal["train", "val", "test"]
@@ -30,6 +33,7 @@ class Case:
         split: Only `train` cases are ever parents of synthetic ones.
         row: The row within an `.npz` file whose path stands in `images`; None elsewhere.
         extra: Further columns of a manifest, kept as they are.
+        synthetic: Made by medgan, never to be a parent or a held-out case.
     """
 
     id: str
@@ -40,6 +44,7 @@ class Case:
     split: Split = "train"
     row: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Dataset:
         classes: Names of the image classes; empty when there are none.
         cases: All cases of all splits, sorted by id.
         info: Further entries of the data set's own description, kept for writing it back.
+        notes: What was odd about the data set and taken all the same.
     """
 
     root: Path
@@ -65,15 +71,22 @@ class Dataset:
     classes: tuple[str, ...]
     cases: tuple[Case, ...]
     info: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     @property
     def modality(self) -> Modality | None:
         """The modality, where the data set's own description names it."""
-        words = " ".join((*self.channels, str(self.info.get("modality", "")))).lower()
+        text = " ".join((*self.channels, str(self.info.get("modality", "")))).lower()
+        words = re.findall(r"[a-z0-9]+", text)
         for modality, marks in _MODALITY_MARKS.items():
-            if any(mark in words.replace("-", " ").split() for mark in marks):
+            if any(mark in words for mark in marks):
                 return modality
         return None
+
+    @functools.cached_property
+    def ids(self) -> frozenset[str]:
+        """The ids of all cases."""
+        return frozenset(case.id for case in self.cases)
 
     def split(self, name: Split) -> tuple[Case, ...]:
         """The cases of one split."""
@@ -104,10 +117,12 @@ class Dataset:
 
 
 _MODALITY_MARKS: dict[Modality, tuple[str, ...]] = {
-    "ct": ("ct", "cta", "cbct"),
-    "mr": ("mr", "mri", "t1", "t1w", "t1c", "t2", "t2w", "flair", "dwi", "adc"),
+    "ct": ("ct", "cta", "cbct", "hu", "organamnist", "organcmnist", "organsmnist", "organmnist3d", "nodulemnist3d",
+           "adrenalmnist3d", "fracturemnist3d"),
+    "mr": ("mr", "mri", "mra", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2star", "pdw", "flair", "dwi", "adc",
+           "swi", "vesselmnist3d"),
     "xray": ("xray", "x", "cr", "dx", "radiograph", "pneumoniamnist", "chestmnist"),
-    "us": ("us", "ultrasound", "breastmnist"),
+    "us": ("us", "ultrasound", "sonography", "breastmnist"),
 }
 
 

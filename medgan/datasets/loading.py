@@ -1,0 +1,125 @@
+"""From the paths of a case to its voxels: channels stacked, the mask checked and put on the image's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgan.datasets.cases import Case, Dataset
+from medgan.errors import Note, Refused
+from medgan.imaging import files
+from medgan.imaging.geometry import align_mask, same_grid
+from medgan.imaging.volume import Volume
+
+#: How far a stored mask value may be from a whole number: what float32 scaling leaves, not what interpolation makes.
+WHOLE_TOLERANCE = 1e-4
+#: Masks are kept as uint8 or uint16.
+MAX_LABEL = 65535
+
+
+def load_case(dataset: Dataset, case: Case) -> tuple[Volume, Volume | None]:
+    """Reads a case's image (C, X, Y[, Z]) and its mask (1, X, Y[, Z], uint8 or uint16) on the image's grid.
+
+    Args:
+        dataset: What the case is from: its channels, labels and modality.
+        case: The case.
+
+    Returns:
+        The image, and the mask or None. An empty or a full mask carries a note.
+
+    Raises:
+        Refused: Whatever is wrong with a file; `GEOM_CHANNELS_DIFFER` or `DATASET_JSON` when the channels do not fit
+            together or the description; `LABEL_*` when the mask does not fit the image or the labels.
+    """
+    if case.row is not None:
+        from medgan.datasets.layout_npz import read_row
+
+        image = read_row(case)
+    else:
+        image = _stacked(dataset, case)
+    if dataset.channels and image.channels != len(dataset.channels):
+        raise Refused("DATASET_JSON", case.images[0],
+                      f"it has {image.channels} channels where {len(dataset.channels)} are declared",
+                      "Correct the image or the names of the channels")
+    if image.modality is None:
+        image = replace(image, modality=dataset.modality)
+    if case.mask is None:
+        return image, None
+    return image, _mask_on(image, case.mask, dataset.labels)
+
+
+def found_labels(cases: Iterable[Case]) -> dict[int, str]:
+    """Mask value -> name for layouts that do not name their labels: the values found in the masks, as `label1`, ...
+
+    Masks that cannot be read, and values that no label may have, are passed over: loading refuses them by name.
+    """
+    values: set[int] = set()
+    masked = False
+    for case in cases:
+        if case.mask is None:
+            continue
+        masked = True
+        try:
+            values |= set(_whole(_read_mask(case.mask), case.mask)[1])
+        except Refused:
+            continue
+    kept = sorted(value for value in values if 0 < value <= MAX_LABEL)
+    return {0: "background", **{value: f"label{value}" for value in kept}} if masked else {}
+
+
+def _stacked(dataset: Dataset, case: Case) -> Volume:
+    if len(case.images) == 1:
+        return files.read(case.images[0], channels=dataset.layout == "decathlon" and len(dataset.channels) > 1)
+    volumes = [files.read(path) for path in case.images]
+    first = volumes[0]
+    for volume, path in zip(volumes[1:], case.images[1:], strict=True):
+        if not same_grid(first, volume):
+            raise Refused("GEOM_CHANNELS_DIFFER", path,
+                          f"shape {volume.shape} or place differs from {case.images[0].name} ({first.shape})",
+                          "Resample the channels of a case onto one grid")
+    notes = tuple(note for volume in volumes for note in volume.notes)
+    return replace(first, array=np.concatenate([volume.array for volume in volumes]), notes=notes)
+
+
+def _read_mask(path: Path) -> Volume:
+    return files.read(path, channels=True)
+
+
+def _whole(mask: Volume, path: Path) -> tuple[NDArray[Any], list[int]]:
+    """The mask's values as integers, and which there are."""
+    array = mask.array
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        apart = np.abs(array - rounded)
+        if float(apart.max()) > WHOLE_TOLERANCE:
+            value = float(array.flat[int(apart.argmax())])
+            raise Refused("LABEL_NON_INTEGER", path, f"the mask holds the value {value:.6g}",
+                          "Store whole numbers; resample masks with nearest-neighbour interpolation")
+        array = rounded.astype(np.int64)
+    return array, [int(value) for value in np.unique(array)]
+
+
+def _mask_on(image: Volume, path: Path, labels: Any) -> Volume:
+    mask = _read_mask(path)
+    if mask.channels != 1 or mask.dims != image.dims:
+        raise Refused("LABEL_DIM", path,
+                      f"a mask of shape {mask.array.shape} for an image of shape {image.array.shape}",
+                      "Give one label map with whole numbers, on the image's grid")
+    array, values = _whole(mask, path)
+    wrong = [value for value in values if not 0 <= value <= MAX_LABEL or (value and labels and value not in labels)]
+    if wrong:
+        raise Refused("LABEL_OUT_OF_RANGE", path, f"the mask holds the value {wrong[0]}, which no label has",
+                      f"The labels are {', '.join(map(str, labels)) or f'0 to {MAX_LABEL}'}; correct the mask or them")
+    small = array.astype(np.uint8 if max(values) <= 255 else np.uint16)
+    # What the image reader finds odd about a flat image is no news about a mask.
+    notes = tuple(note for note in mask.notes if note.code not in ("PIX_CONSTANT", "SINGLE_SLICE"))
+    if values == [0]:
+        notes = (*notes, Note("LABEL_EMPTY", str(path), "the mask marks nothing"))
+    elif 0 not in values:
+        notes = (*notes, Note("LABEL_FULL", str(path), "the mask marks every voxel"))
+    return align_mask(replace(mask, array=small, modality=None, notes=notes), image)

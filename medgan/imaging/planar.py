@@ -1,0 +1,257 @@
+"""Images without a medical header: PNG and other rasters, NPY and NPZ.
+
+A raster's columns become axis X and its rows axis Y. None of these formats says where the image lies in the
+patient; where the spacing is not given either, 1 mm is assumed and noted.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgan.errors import Note, Refused
+from medgan.imaging.checks import MAX_BYTES, first_bytes, refuse_nonfinite
+from medgan.imaging.volume import Volume
+from medgan.storage import atomic_path
+
+#: Most pixels of one raster: ten times the largest radiograph, far below what exhausts memory.
+MAX_PIXELS = 2**28
+#: Raster suffixes read; only PNG is written, being the one that keeps every value.
+RASTERS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def read_planar(path: str | Path) -> list[Volume]:
+    """Reads a raster (grey, 8 or 16 bits), an `.npy` array or an `.npz` archive.
+
+    A raster gives (1, X = columns, Y = rows). An array of two axes is (X, Y), of three (X, Y, Z), of four
+    (C, X, Y, Z). An archive holds `image`, or one array under any name, and may hold `affine` (4, 4) and `spacing_mm`;
+    as many axes as there are spacings are spatial, and one more in front is the channels'.
+
+    Returns:
+        One volume.
+
+    Raises:
+        Refused: `FILE_*`, `LIMIT*`, `DIM_UNSUPPORTED`, `HDR_BAD_DTYPE`, `GEOM_*` or `PIX_*`.
+    """
+    path = Path(path)
+    start = first_bytes(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        with path.open("rb") as file:
+            return [_volume(_npy(file, path.stat().st_size, path), None, None, path, [])]
+    if suffix == ".npz":
+        return [_npz(path)]
+    if suffix in RASTERS:
+        return [_raster(path, start)]
+    raise Refused("FILE_FORMAT", path, f"{suffix or 'no suffix'} is not a raster or array", f"Use {', '.join(RASTERS)}")
+
+
+def write_planar(volume: Volume, path: str | Path) -> None:
+    """Writes a PNG (2D, one channel, whole numbers), an `.npy` array or an `.npz` archive, whole or not at all.
+
+    PNG gets 16 bits for uint16 or values above 255, else 8. `.npz` keeps everything, its `affine` and `spacing_mm`
+    included; PNG and `.npy` hold values only.
+
+    Raises:
+        Refused: `FILE_FORMAT`, `DIM_UNSUPPORTED`, `PIX_COLOUR`, `PIX_NONFINITE` or `PIX_PRECISION_LOSS`.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        _write_png(volume, path)
+        return
+    if suffix not in (".npy", ".npz"):
+        raise Refused("FILE_FORMAT", path, f"{suffix or 'no suffix'} is not written", "Use .png, .npy, .npz or .nii.gz")
+    refuse_nonfinite(volume.array, path)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        if suffix == ".npz":
+            np.savez_compressed(
+                file, image=volume.array, affine=volume.affine, spacing_mm=np.array(volume.spacing_mm)
+            )
+        elif volume.channels > 1 and volume.dims == 2:
+            raise Refused("DIM_UNSUPPORTED", path, "a 2D image of several channels would be read back as 3D",
+                          "Write it as .npz, which keeps the spacing")
+        else:
+            np.save(file, volume.array[0] if volume.channels == 1 else volume.array, allow_pickle=False)
+
+
+def _raster(path: Path, start: bytes) -> Volume:
+    from PIL import Image, UnidentifiedImageError
+
+    deep_colour = start.startswith(_PNG_MAGIC) and len(start) > 25 and start[24] == 16 and start[25] != 0
+    if deep_colour:  # Pillow would cut it to 8 bits without a word
+        raise _colour(path, "a 16-bit colour PNG")
+    notes: list[Note] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Image.open(path) as image:
+                image.verify()  # checks every chunk's checksum, which decoding does not
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise _too_large(path, f"{width} x {height} pixels")
+                if getattr(image, "n_frames", 1) > 1:
+                    raise Refused("DIM_UNSUPPORTED", path, "several pages or frames", "Save one page, or use NIfTI")
+                image.load()
+                pixels = _grey(image, path, notes)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise Refused("FILE_FORMAT", path, "it does not begin like an image",
+                      "Check what the file really is") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, zlib.error, Warning) as error:
+        code = "FILE_TRUNCATED" if "truncated" in str(error).lower() else "PIX_DECODE_FAILED"
+        raise Refused(code, path, f"the image cannot be decoded ({error})", "Fetch or save the file again") from error
+    return _volume(np.ascontiguousarray(pixels.T), None, None, path, notes)
+
+
+def _grey(image: Any, path: Path, notes: list[Note]) -> NDArray[Any]:
+    """The image's values as (rows, columns); grey stored as colour is taken as grey, with a note."""
+    if image.mode in _GREY_MODES:
+        pixels = np.asarray(image)
+        return pixels.astype(np.uint8) * 255 if image.mode == "1" else pixels.astype(pixels.dtype.newbyteorder("="))
+    if image.mode == "CMYK":
+        raise _colour(path, "a CMYK image")
+    pixels = np.asarray(image.convert("RGBA"))
+    if (pixels[..., 3] != 255).any():
+        raise _colour(path, "an image with transparent pixels")
+    if (pixels[..., 0] != pixels[..., 1]).any() or (pixels[..., 0] != pixels[..., 2]).any():
+        raise _colour(path, f"a colour image ({image.mode})")
+    notes.append(Note("PIX_COLOUR", str(path), f"grey stored as {image.mode}; one channel was kept"))
+    return pixels[..., 0]
+
+
+def _too_large(path: Path, why: str) -> Refused:
+    return Refused("LIMIT", path, why, f"Crop it to {MAX_PIXELS:,} pixels or fewer")
+
+
+def _colour(path: Path, what: str) -> Refused:
+    return Refused("PIX_COLOUR", path, f"{what} where grey values are expected",
+                   "Convert it to a grey PNG of 8 or 16 bits")
+
+
+def _npy(stream: IO[bytes], stored: int, path: Path) -> NDArray[Any]:
+    """Reads one `.npy` stream of `stored` bytes: header first, then exactly the bytes it claims."""
+    try:
+        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in header:
+            raise ValueError(f"version {version} of the format")
+        shape, by_column, dtype = header[version](stream)  # type: ignore[no-untyped-call]
+    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise Refused("FILE_CORRUPT", path, f"no readable array header ({error})", "Save the array again") from error
+    if dtype.hasobject:
+        raise Refused("FILE_UNSAFE", path, "an array of Python objects, which are pickled code",
+                      "Save a plain array of numbers")
+    if dtype.kind == "c":
+        raise Refused("PIX_COMPLEX", path, "complex values", "Save the magnitude as an image of its own")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise Refused("HDR_BAD_DTYPE", path, f"dtype {dtype} is not an image's", "Save it as integers or floats")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > MAX_BYTES:
+        code = "LIMIT" if claimed <= stored else "LIMIT_OR_TRUNCATED"
+        raise Refused(code, path, f"the header claims {claimed:,} bytes", f"Crop it to {MAX_BYTES:,} bytes or fewer")
+    if claimed > stored:
+        raise Refused("FILE_TRUNCATED", path, f"{claimed:,} bytes claimed, {stored:,} there", "Save the array again")
+    data = bytearray(claimed)
+    view, filled = memoryview(data), 0
+    while filled < claimed and (piece := stream.read(min(claimed - filled, 2**22))):
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    if filled < claimed:
+        raise Refused("FILE_TRUNCATED", path, f"{filled:,} of {claimed:,} bytes are there", "Save the array again")
+    array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if by_column else "C")
+    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+
+
+def _npz(path: Path) -> Volume:
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            images = [name for name in members if name not in ("affine", "spacing_mm")]
+            image = "image" if "image" in members else images[0] if len(images) == 1 else ""
+            if not image:
+                raise Refused("FILE_FORMAT", path, f"which of the arrays {sorted(images)} is the image is not said",
+                              "Name it `image`, or give the file as a data set")
+            for name in {image, "affine", "spacing_mm"} & set(members):
+                with archive.open(members[name]) as stream:
+                    arrays[name] = _npy(stream, members[name].file_size, path)
+                    stream.read(1)  # the checksum is compared at the end of the stream
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+        raise Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})",
+                      "Save the archive again") from error
+    return _volume(arrays[image], arrays.get("spacing_mm"), arrays.get("affine"), path, [])
+
+
+def _volume(
+    array: NDArray[Any], spacing: NDArray[Any] | None, affine: NDArray[Any] | None, path: Path, notes: list[Note]
+) -> Volume:
+    if 0 in array.shape:
+        raise Refused("DIM_UNSUPPORTED", path, f"an array of shape {array.shape} is empty", "Save an image with voxels")
+    refuse_nonfinite(array, path)
+    dims = len(np.atleast_1d(spacing)) if spacing is not None else min(array.ndim, 3)
+    array = with_channels(array, dims, path)
+    if affine is None:
+        affine = spacing_affine([1.0] * dims if spacing is None else np.atleast_1d(spacing).tolist(), path)
+        if spacing is None:
+            notes.append(Note("GEOM_NO_SPACING", str(path), "no spacing is recorded; 1 mm was assumed"))
+    if array.min() == array.max():
+        notes.append(Note("PIX_CONSTANT", str(path), "every pixel has the same value"))
+    return Volume(array, affine, source=path, notes=tuple(notes))
+
+
+def with_channels(array: NDArray[Any], dims: int, where: str | Path) -> NDArray[Any]:
+    """The array as (C, X, Y[, Z]) where `dims` of its axes are spatial.
+
+    Raises:
+        Refused: `DIM_UNSUPPORTED`.
+    """
+    if dims not in (2, 3) or array.ndim not in (dims, dims + 1):
+        raise Refused("DIM_UNSUPPORTED", where, f"an array of shape {array.shape} with {dims} spatial axes",
+                      "Give (X, Y) or (X, Y, Z), with one channel axis in front if there are channels")
+    return array[None] if array.ndim == dims else array
+
+
+def spacing_affine(spacing_mm: Sequence[float], where: str | Path) -> NDArray[np.float64]:
+    """The affine of an image that only knows its spacing: axes along R, A and S from the origin.
+
+    Raises:
+        Refused: `GEOM_BAD_SPACING`.
+    """
+    steps = np.asarray(spacing_mm, dtype=np.float64)
+    if steps.ndim != 1 or len(steps) not in (2, 3) or not np.isfinite(steps).all() or (steps <= 0).any():
+        raise Refused("GEOM_BAD_SPACING", where, f"{tuple(spacing_mm)} is not a spacing",
+                      "Give two or three numbers in mm")
+    return np.diag([*steps, *[1.0] * (4 - len(steps))])
+
+
+def _write_png(volume: Volume, path: Path) -> None:
+    from PIL import Image
+
+    array = volume.array
+    if volume.dims != 2:
+        raise Refused("DIM_UNSUPPORTED", path, "a PNG holds one 2D image", "Write a volume as .nii.gz")
+    if volume.channels != 1:
+        raise Refused("PIX_COLOUR", path, f"a PNG holds one channel, not {volume.channels}",
+                      "Write it as .npz or .nii.gz")
+    whole = array.dtype.kind in "biu"
+    if not whole or array.min() < 0 or array.max() > 65535:
+        raise Refused("PIX_PRECISION_LOSS", path, f"{array.dtype} values do not fit a PNG exactly",
+                      "Write it as .nii.gz, or scale and round it to uint8 or uint16 first")
+    deep = array.dtype == np.uint16 or array.max() > 255
+    pixels = np.ascontiguousarray(array[0].T, dtype=np.uint16 if deep else np.uint8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG")

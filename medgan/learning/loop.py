@@ -1,0 +1,255 @@
+"""The one training loop: a generator of steps. The caller's `for` is the hook system."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from medgan.config import Config, Training
+from medgan.errors import Refused
+from medgan.learning.task import Batch, Source, Task
+
+#: Steps after which the speed is trusted enough to turn minutes into a number of images.
+CALIBRATION_STEPS = 12
+#: How often a run that left the finite numbers is taken back before it is given up.
+ROLLBACKS = 3
+#: The largest gradient norm a player may follow, relative to nothing: it stops one bad batch, not the game.
+GRADIENT_LIMIT = 100.0
+
+
+@dataclass
+class State:
+    """Everything that a run is at one moment; what `checkpoints` saves and brings back.
+
+    Args:
+        task: The players.
+        average: Exponential moving average of `task.generator`.
+        optimisers: One for each player.
+        step: Steps done.
+        images: Images seen by the first player.
+        total: Length of the run in images; None until it is known (a run given in minutes).
+        rate_scale: What rollbacks have left of the learning rate.
+        rollbacks: How often the run was taken back.
+    """
+
+    task: Task
+    average: nn.Module
+    optimisers: dict[str, torch.optim.Adam]
+    step: int = 0
+    images: int = 0
+    total: int | None = None
+    rate_scale: float = 1.0
+    rollbacks: int = 0
+
+    @classmethod
+    def fresh(cls, task: Task, config: Training) -> State:
+        """The state before the first step."""
+        average = copy.deepcopy(task.generator).eval().requires_grad_(False)
+        optimisers = {
+            name: torch.optim.Adam(player.parameters(), lr=config.rate, betas=(config.beta1, config.beta2[0]))
+            for name, player in task.players.items()
+        }
+        return cls(task, average, optimisers, total=None if config.minutes else config.images)
+
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        return min(1.0, self.images / self.total) if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the caller sees after each step.
+
+    Args:
+        images: Images seen so far.
+        total: Length of the run in images, where known.
+        parts: Named losses of this step, of all players.
+        images_per_second: Speed since the last report.
+        waiting: Share of the time since the last report that was spent waiting for data, 0 to 1.
+        report: True where a checkpoint and a contact sheet are due.
+        done: True at the last step.
+        note: What health had to do, if anything.
+    """
+
+    images: int
+    total: int | None
+    parts: Mapping[str, float]
+    images_per_second: float
+    waiting: float
+    report: bool
+    done: bool
+    note: str = ""
+
+
+@dataclass
+class _Clock:
+    """Time since the last report: busy, and waiting for data."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    images: int = 0
+
+    def speed(self) -> float:
+        return self.images / max(1e-9, time.perf_counter() - self.started)
+
+    def waiting(self) -> float:
+        return self.waited / max(1e-9, time.perf_counter() - self.started)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Refused("CFG_VALUE", "device", "there is no CUDA device here", "Use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """bf16 where the machine computes in it, fp32 elsewhere."""
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def train(state: State, source: Source, config: Config) -> Iterator[Step]:
+    """Plays the game until its end, one `Step` at a time.
+
+    Each step seeds torch from the run's seed and the step's number, and `source.batch` is a pure function of the
+    step, so that a resumed run goes on bit for bit (on one CPU thread).
+
+    Args:
+        state: Where to start; changed in place, and consistent whenever a step is handed out.
+        source: Where batches come from.
+        config: The run's settings.
+
+    Yields:
+        A `Step` after each step; the caller saves, draws and logs when `report` is set, and may stop at any time.
+
+    Raises:
+        Refused: `TRAINING_DIVERGED` when rolling back did not help.
+    """
+    settings = config.training
+    device = pick_device(config.device)
+    precision = pick_precision(settings.precision, device)
+    state.task.to(device).train()
+    state.average.to(device)
+    safe = _snapshot(state)
+    clock, started, seconds_at_start = _Clock(), state.step, time.perf_counter()
+    next_report = state.images + settings.report_images
+    with ThreadPoolExecutor(1, thread_name_prefix="medgan-batches") as pool, torch.random.fork_rng():
+        ahead: Future[Batch] = pool.submit(source.batch, state.step)
+        while state.total is None or state.images < state.total:
+            before = time.perf_counter()
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in ahead.result().items()}
+            clock.waited += time.perf_counter() - before
+            ahead = pool.submit(source.batch, state.step + 1)
+            torch.manual_seed(step_seed(config.seed, state.step))
+            parts = _play(state, batch, settings, precision)
+            if not all(math.isfinite(value) for value in parts.values()):
+                note = _roll_back(state, safe)
+                ahead = pool.submit(source.batch, state.step)
+                yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), False, False, note)
+                continue
+            count = len(next(iter(batch.values())))
+            _average(state, count, settings.ema_images)
+            state.step += 1
+            state.images += count
+            clock.images += count
+            elapsed = time.perf_counter() - seconds_at_start
+            if state.total is None and settings.minutes and state.step - started >= CALIBRATION_STEPS:
+                left = settings.minutes * 60 - elapsed
+                state.total = state.images + max(1, round(clock.speed() * left))
+            late = settings.limit_minutes is not None and elapsed > settings.limit_minutes * 60
+            done = late or (state.total is not None and state.images >= state.total)
+            report = done or state.images >= next_report
+            note = "stopped at the time limit" if late else ""
+            yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), report, done, note)
+            if report:
+                safe, clock = _snapshot(state), _Clock()
+                next_report = state.images + settings.report_images
+            if done:
+                break
+        ahead.cancel()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A well-mixed seed for one step (the 64-bit finaliser of MurmurHash3)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
+    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        x = ((x ^ (x >> 33)) * multiplier) & 0xFFFFFFFFFFFFFFFF
+    return (x ^ (x >> 33)) >> 1
+
+
+def _play(state: State, batch: Batch, settings: Training, precision: torch.dtype) -> dict[str, float]:
+    """One move of each player; nobody moves once a loss or gradient is not finite."""
+    progress = state.progress
+    state.task.at(progress)
+    # Cosine from the first to the last rate, and from the first to the last beta2.
+    fall = 0.5 * (1 + math.cos(math.pi * progress))
+    rate = (settings.rate_end + (settings.rate - settings.rate_end) * fall) * state.rate_scale
+    beta2 = settings.beta2[1] + (settings.beta2[0] - settings.beta2[1]) * fall
+    players = state.task.players
+    logged: dict[str, Tensor] = {}
+    for name, player in players.items():
+        for other in players.values():
+            other.requires_grad_(other is player)
+        optimiser = state.optimisers[name]
+        for group in optimiser.param_groups:
+            group["lr"], group["betas"] = rate, (settings.beta1, beta2)
+        device = next(player.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+            loss, parts = state.task.loss(name, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(player.parameters(), GRADIENT_LIMIT)
+        logged |= {f"{name}/{part}": value.detach() for part, value in parts.items()}
+        logged[f"{name}/loss"], logged[f"{name}/gradient"] = loss.detach(), norm
+        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+            break
+        optimiser.step()
+    return {name: float(value) for name, value in logged.items()}
+
+
+@torch.no_grad()
+def _average(state: State, count: int, half_life: float) -> None:
+    """Moves the average towards the generator; early on the memory is short, so that the start is forgotten."""
+    keep = 0.5 ** (count / max(1.0, min(half_life, 0.1 * (state.images + count))))
+    for mean, now in zip(state.average.parameters(), state.task.generator.parameters(), strict=True):
+        mean.lerp_(now.detach(), 1 - keep)
+    for mean, now in zip(state.average.buffers(), state.task.generator.buffers(), strict=True):
+        mean.copy_(now)
+
+
+def _snapshot(state: State) -> dict[str, object]:
+    return copy.deepcopy({
+        "task": state.task.state_dict(), "average": state.average.state_dict(),
+        "optimisers": {name: optimiser.state_dict() for name, optimiser in state.optimisers.items()},
+        "step": state.step, "images": state.images,
+    })
+
+
+def _roll_back(state: State, safe: dict[str, object]) -> str:
+    """Takes the run back to the last report at half the rate."""
+    state.rollbacks += 1
+    if state.rollbacks > ROLLBACKS:
+        raise Refused("TRAINING_DIVERGED", "training", f"a loss was not finite {state.rollbacks} times",
+                      "Lower training.rate, raise training.gamma, or look for damaged cases with medgan inspect")
+    kept = copy.deepcopy(safe)
+    state.task.load_state_dict(kept["task"])  # type: ignore[arg-type]
+    state.average.load_state_dict(kept["average"])  # type: ignore[arg-type]
+    for name, optimiser in state.optimisers.items():
+        optimiser.load_state_dict(kept["optimisers"][name])  # type: ignore[index]
+    skipped = state.step + 1
+    state.images = kept["images"]  # type: ignore[assignment]
+    # The steps' numbers go on, so that the batch that broke the run is not met again.
+    state.step = skipped
+    state.rate_scale *= 0.5
+    return f"a loss was not finite: back to {state.images} images at half the learning rate"

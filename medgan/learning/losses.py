@@ -1,0 +1,73 @@
+"""The two-player game's objective and its penalties, a few lines each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relativistic_discriminator(real: Tensor, made: Tensor) -> Tensor:
+    """Relativistic pairing loss of the discriminator (Jolicoeur-Martineau 2018; Huang et al. 2024).
+
+    Args:
+        real: (B,) logits of real images.
+        made: (B,) logits of made images, paired with the real ones.
+    """
+    return F.softplus(made - real).mean()
+
+
+def relativistic_generator(real: Tensor, made: Tensor) -> Tensor:
+    """The generator's side of the same game: made images should look more real than their pair."""
+    return F.softplus(real - made).mean()
+
+
+def zero_centred_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Mean squared gradient norm of the logits: R1 on real, R2 on made images (Mescheder et al. 2018).
+
+    Args:
+        critic: Images (B, C, ...) to logits (B,).
+        images: Where the gradient is taken; computed in fp32 whatever the surrounding precision.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images = images.detach().float().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+        return gradient.square().sum(dim=tuple(range(1, gradient.ndim))).mean()
+
+
+def sorted_distance(real: Tensor, made: Tensor, mask: Tensor, points: int = 32) -> Tensor:
+    """L1 between the quantiles of two images under a mask: their intensity histograms should agree.
+
+    Args:
+        real: (B, C, ...).
+        made: (B, C, ...).
+        mask: (B, 1, ...) of 0 and 1; empty masks count nothing.
+        points: Number of quantiles.
+    """
+    total = made.new_zeros(())
+    counted = 0
+    levels = torch.linspace(0.0, 1.0, points, device=made.device)
+    for r, m, where in zip(real, made, mask.bool().expand_as(made), strict=True):
+        inside = where[0]
+        if not inside.any():
+            continue
+        total = total + (torch.quantile(r[:, inside].float(), levels, dim=1)
+                         - torch.quantile(m[:, inside].float(), levels, dim=1)).abs().mean()
+        counted += 1
+    return total / max(1, counted)
+
+
+def masked_l1(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference under a mask (B, 1, ...); 0 where the mask is empty."""
+    weight = mask.expand_as(a)
+    return ((a - b).abs() * weight).sum() / weight.sum().clamp(min=1)
+
+
+def diversity_ratio(first: Tensor, second: Tensor, mask: Tensor, bound: float) -> Tensor:
+    """How much two draws of the same request differ inside the mask, up to `bound` (Yang et al. 2019, DSGAN)."""
+    axes = tuple(range(1, first.ndim))
+    weight = mask.expand_as(first)
+    change = ((first - second).abs() * weight).sum(dim=axes) / weight.sum(dim=axes).clamp(min=1)
+    return change.clamp(max=bound).mean()

@@ -1,0 +1,270 @@
+"""The networks: one definition for 2D and 3D, built on MONAI's dimension-generic layers.
+
+Residual blocks start as the identity (their last convolution is zero), discriminators have no normalisation
+(Huang et al. 2024, "The GAN is dead; long live the GAN!", R3GAN), generators use group normalisation whose scale
+and shift follow the condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Pool
+from torch import Tensor, nn
+
+SLOPE = 0.2
+#: Channels a group of the group normalisation; small, since the widths are.
+GROUP = 8
+
+
+def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, *, zero: bool = False,
+                groups: int = 1) -> nn.Module:
+    """A size-preserving convolution in 2 or 3 dimensions, its weights zero when `zero`."""
+    layer = cast(nn.Module, Conv[Conv.CONV, dims](inputs, outputs, kernel, padding=kernel // 2, groups=groups))
+    if zero:
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+    else:
+        nn.init.kaiming_normal_(layer.weight, a=SLOPE)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def down(dims: int) -> nn.Module:
+    """Halves every spatial axis by averaging."""
+    return cast(nn.Module, Pool[Pool.AVG, dims](2))
+
+
+def up(x: Tensor) -> Tensor:
+    """Doubles every spatial axis, linearly interpolated so that no checkerboard can arise."""
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
+
+
+def spread(vector: Tensor, like: Tensor) -> Tensor:
+    """(B, F) -> (B, F, 1, 1[, 1]) to go with `like`."""
+    return vector.reshape(*vector.shape, *([1] * (like.ndim - 2)))
+
+
+class ConditionedBlock(nn.Module):
+    """A residual block whose normalisation is scaled and shifted by a condition vector, with noise as extra input."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, condition: int, noise: int = 0) -> None:
+        super().__init__()
+        self.noise = noise
+        self.first = convolution(dims, inputs + noise, outputs)
+        self.second = convolution(dims, outputs, outputs, zero=True)
+        self.norm = nn.GroupNorm(max(1, inputs // GROUP), inputs)
+        self.middle = nn.GroupNorm(max(1, outputs // GROUP), outputs)
+        self.film = nn.Linear(condition, 2 * outputs)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x (B, inputs, ...), condition (B, F), noise (B, noise, ...) of x's size -> (B, outputs, ...)."""
+        h = F.leaky_relu(self.norm(x), SLOPE)
+        if self.noise and noise is not None:
+            h = torch.cat([h, noise.to(h.dtype)], dim=1)
+        h = self.middle(self.first(h))
+        scale, shift = self.film(condition).chunk(2, dim=1)
+        h = h * (1 + spread(scale, h)) + spread(shift, h)
+        return cast(Tensor, self.skip(x) + self.second(F.leaky_relu(h, SLOPE)))
+
+
+class LesionGenerator(nn.Module):
+    """A U-Net that draws tissue or a lesion into a void.
+
+    Args:
+        dims: 2 or 3.
+        channels: Image channels C.
+        labels: Mask values without background, L.
+        width: Features at full resolution; doubled at each lower level.
+        levels: Resolutions.
+        noise: Noise channels at each level.
+        reach: Largest change of the smooth fill, in network values.
+    """
+
+    reach = 2.5
+
+    def __init__(self, dims: int, channels: int, labels: int, *, width: int, levels: int, noise: int) -> None:
+        super().__init__()
+        self.dims, self.channels, self.noise, self.levels = dims, channels, noise, levels
+        features = [width * 2**level for level in range(levels)]
+        condition = 4 * width
+        # log size, share of each label, and whether there is a lesion at all
+        self.embed = nn.Sequential(nn.Linear(labels + 2, condition), nn.LeakyReLU(SLOPE),
+                                   nn.Linear(condition, condition), nn.LeakyReLU(SLOPE))
+        # image with smooth fill, void, signed distance, labels
+        self.stem = convolution(dims, channels + 2 + labels, width)
+        self.encode = nn.ModuleList(
+            ConditionedBlock(dims, features[max(0, i - 1)], features[i], condition, noise) for i in range(levels))
+        self.middle = ConditionedBlock(dims, features[-1], features[-1], condition, noise)
+        self.decode = nn.ModuleList(
+            ConditionedBlock(dims, features[i + 1] + features[i], features[i], condition, noise)
+            for i in reversed(range(levels - 1)))
+        self.down = down(dims)
+        self.head = convolution(dims, width, channels, zero=True)
+
+    def noise_shapes(self, size: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shapes (noise, ...) of the noise inputs for images of spatial `size`, in the order they are used."""
+        at = [tuple(n // 2**level for n in size) for level in range(self.levels)]
+        order = [*range(self.levels), self.levels - 1, *reversed(range(self.levels - 1))]
+        return [(self.noise, *at[level]) for level in order]
+
+    def forward(self, filled: Tensor, void: Tensor, distance: Tensor, labels: Tensor, condition: Tensor,
+                noise: Sequence[Tensor]) -> Tensor:
+        """Draws into the void.
+
+        Args:
+            filled: (B, C, ...) image whose void holds the smooth fill.
+            void: (B, 1, ...) 1 where the image may change.
+            distance: (B, 1, ...) signed distance to the lesion's border, positive inside, scaled to about [-1, 1].
+            labels: (B, L, ...) one-hot mask values without background.
+            condition: (B, L + 2) log size, share of each label, and 1 where there is a lesion.
+            noise: Tensors (B, noise, ...) as `noise_shapes` says.
+
+        Returns:
+            (B, C, ...) network values everywhere; only those inside the void are meant.
+        """
+        embedded = self.embed(condition)
+        draws = iter(noise)
+        h = self.stem(torch.cat([filled, void, distance, labels], dim=1))
+        kept: list[Tensor] = []
+        for level, block in enumerate(self.encode):
+            if level:
+                h = self.down(h)
+            h = block(h, embedded, next(draws))
+            kept.append(h)
+        h = self.middle(kept.pop(), embedded, next(draws))
+        for block in self.decode:
+            h = block(torch.cat([up(h), kept.pop()], dim=1), embedded, next(draws))
+        change = self.head(F.leaky_relu(h, SLOPE)).float()
+        return filled.float() + self.reach * torch.tanh(change / self.reach)
+
+
+class PlainBlock(nn.Module):
+    """A residual block without normalisation."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = convolution(dims, inputs, outputs)
+        self.second = convolution(dims, outputs, outputs, zero=True)
+        self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, inputs, ...) -> (B, outputs, ...)."""
+        h = self.first(F.leaky_relu(x, SLOPE))
+        return cast(Tensor, self.skip(x) + self.second(F.leaky_relu(h, SLOPE)))
+
+
+class LesionDiscriminator(nn.Module):
+    """Judges what stands in the mask: local logits averaged under it, and a global head that sees the context.
+
+    The class enters by projection (Miyato & Koyama 2018).
+    """
+
+    global_share = 0.5
+
+    def __init__(self, dims: int, channels: int, labels: int, *, width: int, levels: int) -> None:
+        super().__init__()
+        self.stem = convolution(dims, channels + 1 + labels, width)
+        features = [width * 2**level for level in range(levels)]
+        self.blocks = nn.ModuleList(PlainBlock(dims, features[max(0, i - 1)], features[i]) for i in range(levels))
+        self.down = down(dims)
+        self.local = convolution(dims, features[-1], 1, 1)
+        self.whole = nn.Linear(features[-1], 1)
+        self.project = nn.Linear(labels + 2, features[-1], bias=False)
+        self.under = cast(nn.Module, Pool[Pool.MAX, dims](2 ** (levels - 1)))
+
+    def forward(self, image: Tensor, void: Tensor, labels: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B,), larger for real, and the features of each level (B, F, ...) for feature matching."""
+        h = self.stem(torch.cat([image, void, labels], dim=1))
+        kept = []
+        for level, block in enumerate(self.blocks):
+            if level:
+                h = self.down(h)
+            h = block(h)
+            kept.append(h)
+        h = F.leaky_relu(h, SLOPE)
+        mask = self.under(void)
+        axes = tuple(range(2, h.ndim))
+        local = (self.local(h) * mask).sum(dim=(1, *axes)) / mask.sum(dim=(1, *axes)).clamp(min=1)
+        pooled = (h * mask).sum(dim=axes) / mask.sum(dim=axes).clamp(min=1)
+        projected = (self.project(condition) * pooled).sum(dim=1) / pooled.shape[1] ** 0.5
+        whole = self.whole(h.mean(dim=axes)).squeeze(1)
+        return local + projected + self.global_share * whole, kept
+
+
+class ImageGenerator(nn.Module):
+    """Class-conditional whole images from a latent vector, doubling a 4- to 8-voxel grid up to the full size.
+
+    Args:
+        dims: 2 or 3.
+        channels: Image channels C.
+        classes: Number of classes K.
+        size: Spatial size of the images; the first grid is `size` halved until an edge would fall below 4.
+        width: Features at full resolution; doubled at each lower level, 8 times at most.
+        latent: Size of the latent vector.
+    """
+
+    def __init__(self, dims: int, channels: int, classes: int, *, size: Sequence[int], width: int,
+                 latent: int) -> None:
+        super().__init__()
+        self.size, self.latent = tuple(size), latent
+        levels = image_levels(size)
+        features = [width * min(8, 2**level) for level in reversed(range(levels))]
+        self.start = tuple(-(-n // 2 ** (levels - 1)) for n in size)
+        condition = 2 * latent
+        self.classes = nn.Embedding(classes, latent)
+        self.embed = nn.Sequential(nn.Linear(2 * latent, condition), nn.LeakyReLU(SLOPE))
+        self.basis = nn.Parameter(torch.randn(features[0], *self.start))
+        self.gain = nn.Linear(condition, features[0])
+        self.blocks = nn.ModuleList(
+            ConditionedBlock(dims, features[max(0, i - 1)], features[i], condition) for i in range(levels))
+        self.head = convolution(dims, features[-1], channels)
+
+    def forward(self, latent: Tensor, classes: Tensor) -> Tensor:
+        """latent (B, latent), classes (B,) integers -> images (B, C, *size) in network values."""
+        condition = self.embed(torch.cat([latent, self.classes(classes)], dim=1))
+        h = self.basis[None] * (1 + spread(self.gain(condition), self.basis[None]))
+        for level, block in enumerate(self.blocks):
+            h = block(up(h) if level else h, condition)
+        image = self.head(F.leaky_relu(h, SLOPE)).float()
+        # Grids that do not halve evenly are drawn a little larger and cropped in the middle.
+        for axis, n in enumerate(self.size, start=2):
+            image = image.narrow(axis, (image.shape[axis] - n) // 2, n)
+        return image
+
+
+class ImageDiscriminator(nn.Module):
+    """Residual classifier of real against made images, without normalisation, class by projection."""
+
+    def __init__(self, dims: int, channels: int, classes: int, *, size: Sequence[int], width: int) -> None:
+        super().__init__()
+        levels = image_levels(size)
+        features = [width * min(8, 2**level) for level in range(levels)]
+        self.stem = convolution(dims, channels, width)
+        self.blocks = nn.ModuleList(PlainBlock(dims, features[max(0, i - 1)], features[i]) for i in range(levels))
+        self.shrink = cast(nn.Module, Pool[Pool.AVG, dims](2, ceil_mode=True))
+        self.whole = nn.Linear(features[-1], 1)
+        self.project = nn.Embedding(classes, features[-1])
+
+    def forward(self, image: Tensor, classes: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B,), larger for real, and the pooled features (B, F)."""
+        h = self.stem(image)
+        for level, block in enumerate(self.blocks):
+            h = block(self.shrink(h) if level else h)
+        pooled = F.leaky_relu(h, SLOPE).mean(dim=tuple(range(2, h.ndim)))
+        projected = (self.project(classes) * pooled).sum(dim=1) / pooled.shape[1] ** 0.5
+        return self.whole(pooled).squeeze(1) + projected, [pooled]
+
+
+def image_levels(size: Sequence[int]) -> int:
+    """How often the smallest edge halves before it falls below 4 voxels, plus one."""
+    levels, edge = 1, min(size)
+    while edge >= 8:
+        edge, levels = -(-edge // 2), levels + 1
+    return levels

@@ -1,0 +1,54 @@
+"""What the loop needs to know of a task: its players, their losses, and where its batches come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Parts = dict[str, Tensor]
+
+
+class Source(Protocol):
+    """Where batches come from: a pure function of the step, so that a resumed run sees the same ones."""
+
+    #: What the task needs to know of the data to be built again: channels, labels, sizes; plain JSON values.
+    interface: Mapping[str, Any]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step; every tensor has the batch as its first axis."""
+        ...
+
+
+class Task(nn.Module):
+    """A game to be learned.
+
+    A sub-class owns its networks, says who plays (`players`, in order of play) and what each of them minimises
+    (`loss`). It knows nothing of optimisers, devices, precision, checkpoints or logs; the loop knows nothing of
+    lesions.
+    """
+
+    #: The key in `medgan.learning.tasks.TASKS`.
+    name: ClassVar[str]
+    #: The sub-module whose weights are averaged and kept in `weights.safetensors`.
+    generator: nn.Module
+
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        """Sub-modules with an optimiser each, in order of play."""
+        raise NotImplementedError
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
+        """What `player` minimises on this batch, and its named parts for the log (detached scalars)."""
+        raise NotImplementedError
+
+    def at(self, progress: float) -> None:
+        """Sets what changes in the course of the run; `progress` goes from 0 to 1."""
+
+    def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
+        """A contact sheet (H, W) of what `generator` makes from fixed seeds, for people to look at."""
+        raise NotImplementedError

@@ -1,0 +1,175 @@
+"""The image task: whole images of a class from noise, in 2D or 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medgan.config import Config
+from medgan.datasets.cases import Case, Dataset
+from medgan.errors import Refused
+from medgan.imaging.geometry import reorient, resample
+from medgan.imaging.intensity import intensity_maps
+from medgan.imaging.volume import Volume
+from medgan.learning import losses
+from medgan.learning.networks import ImageDiscriminator, ImageGenerator
+from medgan.learning.task import Batch, Parts, Task
+
+#: The class of a data set that names none.
+ONLY_CLASS = "image"
+#: Slices taken of a volume when 2D images are learned from 3D data.
+SLICES_PER_VOLUME = 16
+
+
+class ImageTask(Task):
+    """Class-conditional generator and projection discriminator (R3GAN, Huang et al. 2024)."""
+
+    name: ClassVar[str] = "image"
+    generator: ImageGenerator
+
+    def __init__(self, config: Config, interface: Mapping[str, Any]) -> None:
+        super().__init__()
+        net, dims, size = config.network, config.data.dims, tuple(interface["size"])
+        channels, self.classes = int(interface["channels"]), len(interface["classes"])
+        self.generator = ImageGenerator(dims, channels, self.classes, size=size, width=net.width, latent=net.latent)
+        self.discriminator = ImageDiscriminator(dims, channels, self.classes, size=size, width=net.width)
+        self.gamma_start = config.training.gamma * float(np.prod(size)) / 4096
+        self.gamma = self.gamma_start
+
+    @property
+    def players(self) -> dict[str, nn.Module]:
+        """The discriminator moves first."""
+        return {"discriminator": self.discriminator, "generator": self.generator}
+
+    def at(self, progress: float) -> None:
+        """Lets the penalty fall to a tenth along a cosine."""
+        self.gamma = self.gamma_start * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * progress))))
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
+        """The relativistic game with R1 and R2, pairs drawn within a class."""
+        critic, real, classes = self.discriminator, batch["image"], batch["class"]
+        latent = torch.randn(len(real), self.generator.latent, device=real.device)
+        if player == "discriminator":
+            with torch.no_grad():
+                made = self.generator(latent, classes)
+            real_logits, made_logits = critic(real, classes)[0], critic(made, classes)[0]
+            game = losses.relativistic_discriminator(real_logits, made_logits)
+            r1 = losses.zero_centred_penalty(lambda x: critic(x, classes)[0], real)
+            r2 = losses.zero_centred_penalty(lambda x: critic(x, classes)[0], made)
+            margin = (real_logits - made_logits).mean()
+            return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin}
+        with torch.no_grad():
+            real_logits = critic(real, classes)[0]
+        game = losses.relativistic_generator(real_logits, critic(self.generator(latent, classes), classes)[0])
+        return game, {"adversarial": game}
+
+    def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
+        """For each class, a row of real images and two rows of made ones."""
+        from medgan.reports.sheets import grey, sheet
+
+        rows = []
+        for index, name in enumerate(source.interface["classes"]):
+            real = source.of_class(index)[:12]
+            rows.append((f"{name}: real", [grey(_picture(x)) for x in real]))
+            for seed in (0, 1):
+                made = sample(generator, index, 12, seed)
+                rows.append((f"{name}: made", [grey(_picture(x)) for x in made]))
+        return sheet(rows, zoom=max(1, 64 // max(source.interface["size"])))
+
+    @staticmethod
+    def source(dataset: Dataset, config: Config) -> ImageSource:
+        """Reads and resizes the training images."""
+        return ImageSource(dataset, config)
+
+
+def sample(generator: nn.Module, index: int, count: int, seed: int) -> NDArray[np.float32]:
+    """Makes `count` images (count, C, ...) of class `index` from a seed."""
+    assert isinstance(generator, ImageGenerator)
+    device = next(generator.parameters()).device
+    latent = torch.randn(count, generator.latent, generator=torch.Generator().manual_seed(seed)).to(device)
+    with torch.no_grad():
+        made = generator(latent, torch.full((count,), index, device=device))
+    return made.float().cpu().numpy()
+
+
+def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(C, X, Y[, Z]) -> (X, Y): first channel, middle slice."""
+    return image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
+
+
+class ImageSource:
+    """Images of one size with their class, in memory; classes are drawn evenly."""
+
+    def __init__(self, dataset: Dataset, config: Config) -> None:
+        self.config = config
+        names = dataset.classes or (ONLY_CLASS,)
+        cases = dataset.split("train")
+        if not cases:
+            raise Refused("DATASET_EMPTY", dataset.root, "there is no training case", "Give images to learn from")
+        first = self._planes(dataset, cases[0])[0]
+        self.size = _fit(first.shape, config.data.crop)
+        spacing = [s * n / m for s, n, m in zip(first.spacing_mm, first.shape, self.size, strict=True)]
+        images, classes, raw_range = [], [], []
+        for case in cases:
+            label = names.index(case.label) if case.label in names else 0
+            for plane in self._planes(dataset, case):
+                resized = _resize(plane, self.size)
+                maps = intensity_maps(resized.array, config.intensity)
+                images.append(np.stack([m.forward(c, np.float32) for m, c in zip(maps, resized.array, strict=True)]))
+                classes.append(label)
+                raw_range.append([(m.raw[0], m.raw[-1]) for m in maps])
+        if len({image.shape for image in images}) != 1:
+            raise Refused("GEOM_CHANNELS_DIFFER", dataset.root, "the images differ in their number of channels",
+                          "Keep images with the same channels in one data set")
+        self.images, self.labels = np.stack(images), np.array(classes)
+        # Percentile maps differ from image to image; made images get the median one.
+        knots = np.median(np.array(raw_range), axis=0)
+        self.interface: dict[str, Any] = {
+            "channels": int(self.images.shape[1]), "classes": list(names), "size": list(self.size),
+            "spacing_mm": [round(float(s), 4) for s in spacing], "raw_range": knots.tolist(),
+            "dtype": str(first.array.dtype), "channel_names": list(dataset.channels)}
+
+    def _planes(self, dataset: Dataset, case: Case) -> list[Volume]:
+        """The case as 3D volume, 2D image, or slices of the volume, as `data.dims` asks."""
+        volume, _ = dataset.load(case)
+        if volume.dims == 2:
+            if self.config.data.dims == 3:
+                raise Refused("DIM_UNSUPPORTED", case.images[0], "a 2D image cannot train a 3D network",
+                              "Use --set data.dims=2")
+            return [volume]
+        volume = reorient(volume)
+        if self.config.data.dims == 3:
+            return [volume]
+        depth = volume.shape[2]
+        kept = np.unique(np.linspace(0.15 * depth, 0.85 * depth - 1, SLICES_PER_VOLUME).astype(int))
+        return [Volume(volume.array[..., k], volume.affine, volume.modality, volume.source) for k in kept]
+
+    def of_class(self, index: int) -> NDArray[np.float32]:
+        """The stored images (n, C, ...) of a class."""
+        return self.images[self.labels == index]
+
+    def batch(self, step: int) -> Batch:
+        """`training.batch` images, classes drawn evenly; left-right flips are left to the user's data."""
+        rng = np.random.default_rng([self.config.seed, 2, step])
+        present = np.unique(self.labels)
+        classes = rng.choice(present, self.config.training.batch)
+        rows = [int(rng.choice(np.flatnonzero(self.labels == c))) for c in classes]
+        return {"image": torch.from_numpy(self.images[rows]), "class": torch.from_numpy(classes.astype(np.int64))}
+
+
+def _fit(shape: tuple[int, ...], largest: int) -> tuple[int, ...]:
+    """The network's image size: the data's own where it is small enough, else the longest edge at `largest`."""
+    scale = min(1.0, largest / max(shape))
+    return tuple(max(8, round(n * scale)) for n in shape)
+
+
+def _resize(volume: Volume, size: tuple[int, ...]) -> Volume:
+    if volume.shape == size:
+        return volume
+    spacing = tuple(s * n / m for s, n, m in zip(volume.spacing_mm, volume.shape, size, strict=True))
+    return resample(volume, spacing, order=1, shape=size)

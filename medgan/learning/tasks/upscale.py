@@ -1,0 +1,204 @@
+"""The upscale task: what thick slices lost, drawn on top of the linear reconstruction.
+
+The network works on the thick grid, in the planes that the thick axis spans with an in-plane axis (dims 2, with the
+neighbouring planes as channels) or in space (dims 3). For each thick slice it gives the coefficients of cosines over
+the slice's extent, a sub-pixel layer that can be read at any offset, so that one network serves every real factor.
+It is told the factor, the anisotropy and the slice profile, and starts as the linear reconstruction itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medgan.config import Config
+from medgan.datasets.cases import Dataset
+from medgan.learning import losses
+from medgan.learning.networks import SLOPE, ImageDiscriminator, spread
+from medgan.learning.task import Batch, Parts, Task
+from medgan.learning.tasks.upscale_source import CONDITION, PLANES, UpscaleSource
+
+#: Residual blocks of the generator; each sees two voxels further on every side.
+BLOCKS = 6
+#: Cosines a slice: as many as fine voxels at the largest factor, so that nothing is out of reach.
+COSINES = 8
+#: Where the Charbonnier loss turns from square to absolute, in network values: about the noise of a good scan.
+CHARBONNIER = 0.01
+#: Patches on a contact sheet.
+SHEET_ROWS = 6
+#: Width of the embedding of the condition.
+EMBEDDING = 32
+#: Weight of the fidelity beside an adversarial weight of one.
+FIDELITY = 100.0
+
+
+def _convolution(dims: int, inputs: int, outputs: int, *, zero: bool = False) -> nn.Module:
+    """A size-preserving convolution that repeats the edge: zero is a grey value here, and slabs end in tissue."""
+    layer = cast(nn.Module, Conv[Conv.CONV, dims](inputs, outputs, 3, padding=1, padding_mode="replicate"))
+    if zero:
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+    else:
+        nn.init.kaiming_normal_(layer.weight, a=SLOPE)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class _Block(nn.Module):
+    """A residual block whose features are scaled and shifted by the condition.
+
+    There is no normalisation: statistics over a slab would make the result depend on how the volume was cut.
+    """
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.first = _convolution(dims, width, width)
+        self.second = _convolution(dims, width, width, zero=True)
+        self.film = nn.Linear(EMBEDDING, 2 * width)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """x (B, width, ...), embedded (B, EMBEDDING) -> (B, width, ...)."""
+        h = self.first(F.leaky_relu(x, SLOPE))
+        scale, shift = self.film(embedded).chunk(2, dim=1)
+        h = h * (1 + spread(scale, h)) + spread(shift, h)
+        return cast(Tensor, x + self.second(F.leaky_relu(h, SLOPE)))
+
+
+class UpscaleGenerator(nn.Module):
+    """Gives what the linear reconstruction lacks, at any positions along the thick axis.
+
+    Args:
+        dims: 2: planes of the thick axis (first) and one in-plane axis; 3: the thick axis (first) and both others.
+        width: Features.
+    """
+
+    def __init__(self, dims: int, *, width: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.planes = PLANES if dims == 2 else 1
+        self.embed = nn.Sequential(nn.Linear(CONDITION, EMBEDDING), nn.LeakyReLU(SLOPE),
+                                   nn.Linear(EMBEDDING, EMBEDDING), nn.LeakyReLU(SLOPE))
+        self.stem = _convolution(dims, self.planes, width)
+        self.blocks = nn.ModuleList(_Block(dims, width) for _ in range(BLOCKS))
+        self.head = _convolution(dims, width, COSINES, zero=True)
+
+    def forward(self, thick: Tensor, told: Tensor, position: Tensor) -> Tensor:
+        """Draws the residual.
+
+        Args:
+            thick: (B, planes, T, P[, Q]) network values of thick slices; the middle plane is the one meant.
+            told: (B, CONDITION), see `condition`.
+            position: (N,) where along the thick axis, in slice spacings from the first slice's outer edge.
+
+        Returns:
+            (B, 1, N, P[, Q]) in network values, float32.
+        """
+        embedded = self.embed(told)
+        layout = torch.channels_last if self.dims == 2 else torch.channels_last_3d
+        h = self.stem(thick.contiguous(memory_format=layout))
+        for block in self.blocks:
+            h = block(h, embedded)
+        coefficients = self.head(F.leaky_relu(h, SLOPE)).float()
+        index = position.floor().long().clamp(0, thick.shape[2] - 1)
+        offset = (position - index).float()
+        cosines = torch.cos(math.pi * torch.arange(COSINES, device=position.device)[:, None] * offset)
+        shape = (1, COSINES, len(position), *[1] * (self.dims - 1))
+        drawn = coefficients.index_select(2, index) * cosines.reshape(shape)
+        return cast(Tensor, drawn.sum(dim=1, keepdim=True))
+
+
+class UpscaleTask(Task):
+    """Restores thick slices; a discriminator joins in where `loss.adversarial` is above zero."""
+
+    name: ClassVar[str] = "upscale"
+    generator: UpscaleGenerator
+
+    def __init__(self, config: Config, interface: Mapping[str, Any]) -> None:
+        super().__init__()
+        dims = config.data.dims
+        self.generator = UpscaleGenerator(dims, width=config.network.width)
+        self.adversarial = config.loss.adversarial
+        self.gamma = config.training.gamma
+        if self.adversarial > 0:
+            # It sees the drawing beside the linear reconstruction, so that it judges detail and not anatomy.
+            edge = config.data.crop
+            self.discriminator = ImageDiscriminator(dims, 2, 1, size=(edge,) * dims, width=config.network.width)
+
+    @staticmethod
+    def source(dataset: Dataset, config: Config) -> UpscaleSource:
+        """Patches of the training cases, thick slices simulated along their sharp axes.
+
+        Raises:
+            Refused: `DATASET_EMPTY`, or what is wrong with a file.
+        """
+        return UpscaleSource.of(dataset, config)
+
+    @property
+    def players(self) -> dict[str, nn.Module]:
+        """The generator alone, or after a discriminator."""
+        if self.adversarial > 0:
+            return {"discriminator": self.discriminator, "generator": self.generator}
+        return {"generator": self.generator}
+
+    def draw(self, batch: Batch, generator: nn.Module | None = None) -> Tensor:
+        """Sharp patches (B, 1, N, P[, Q]) in network values."""
+        residual = (generator or self.generator)(batch["thick"], batch["condition"], batch["position"][0])
+        return cast(Tensor, batch["base"] + residual)
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
+        """Charbonnier distance to the truth; with a discriminator also the relativistic game with R1 and R2."""
+        truth = batch["truth"]
+        if player == "discriminator":
+            with torch.no_grad():
+                made = self.draw(batch)
+            real_logits, made_logits = self._judge(truth, batch), self._judge(made, batch)
+            game = losses.relativistic_discriminator(real_logits, made_logits)
+            r1 = losses.zero_centred_penalty(lambda x: self._judge(x, batch), truth)
+            r2 = losses.zero_centred_penalty(lambda x: self._judge(x, batch), made)
+            gamma = self.gamma * truth[0].numel() / 4096
+            return game + 0.5 * gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2}
+        made = self.draw(batch)
+        fidelity = ((made - truth).square() + CHARBONNIER**2).sqrt().mean() - CHARBONNIER
+        parts = {"fidelity": fidelity, "psnr": 10 * torch.log10(4 / (made - truth).detach().square().mean())}
+        if self.adversarial == 0:
+            return fidelity, parts
+        with torch.no_grad():
+            real_logits = self._judge(truth, batch)
+        parts["adversarial"] = losses.relativistic_generator(real_logits, self._judge(made, batch))
+        return FIDELITY * fidelity + self.adversarial * parts["adversarial"], parts
+
+    def _judge(self, image: Tensor, batch: Batch) -> Tensor:
+        classes = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        return cast(Tensor, self.discriminator(torch.cat([image, batch["base"]], dim=1), classes)[0])
+
+    def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
+        """Rows of one patch each: thick, linear, network, truth."""
+        from medgan.reports.sheets import grey, sheet
+
+        device = next(generator.parameters()).device
+        rows = []
+        for step in range(SHEET_ROWS):
+            batch = {name: tensor[:1].to(device) for name, tensor in source.batch(step).items()}
+            with torch.no_grad():
+                made = self.draw(batch, generator)
+            index = batch["position"][0].floor().long()
+            thick = batch["thick"][:, self.generator.planes // 2 : self.generator.planes // 2 + 1]
+            images = (thick.index_select(2, index), batch["base"], made, batch["truth"])
+            rows.append(("thick | linear | network | truth" if step == 0 else "",
+                         [grey(_plane(image).T[:, ::-1]) for image in images]))
+        return sheet(rows, zoom=2)
+
+
+def _plane(image: Tensor) -> NDArray[np.float32]:
+    """The middle plane of a patch (1, 1, N, P[, Q])."""
+    array = image[0, 0].float().cpu().numpy()
+    return cast("NDArray[np.float32]", array if array.ndim == 2 else array[:, :, array.shape[2] // 2])

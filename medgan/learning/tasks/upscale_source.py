@@ -1,0 +1,306 @@
+"""Where the upscale task learns from: sharp directions of real volumes, scanned again with thick slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medgan.config import Config
+from medgan.datasets.cases import Dataset
+from medgan.errors import Refused
+from medgan.imaging.acquisition import PROFILES, Acquisition, Profile
+from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.volume import Volume
+from medgan.learning.task import Batch
+
+#: Planes that a 2D network sees: its own and one on either side.
+PLANES = 3
+#: Numbers in the condition: factor, anisotropy, thickness, and which profile.
+CONDITION = 3 + len(PROFILES)
+#: Factors that are learned.
+LEARNED_FACTORS = (1.2, 8.0)
+#: Thicknesses that are learned, in slice spacings, for each profile.
+LEARNED_THICKNESS: dict[Profile, tuple[float, float]] = {
+    "gaussian": (0.5, 1.5), "rect": (0.4, 1.3), "sinc": (0.8, 1.2)}
+#: How often each profile is drawn: the Gaussian is what is assumed of a scan that does not say.
+SHARES: dict[Profile, float] = {"gaussian": 0.5, "rect": 0.35, "sinc": 0.15}
+#: Axes no coarser than this many times the finest one are sharp enough to be learned from.
+SHARP = 1.2
+#: Thick slices a patch, and those of them on either side that only give context.
+SLICES, CONTEXT = 24, 4
+#: Fewest voxels of an axis to learn from, and fewest thick slices a patch.
+SHORTEST, FEWEST_SLICES = 24, 6
+#: Different acquisitions a batch.
+ACQUISITIONS = 4
+#: Largest noise added, in network values; half of the acquisitions get none.
+NOISE = 0.04
+#: Voxels kept in memory in all, and cases at most.
+VOXELS, CASES = 250_000_000, 200
+#: A patch that varies less than this, in network values, is empty; how often another is drawn instead.
+FLAT, TRIES = 0.05, 4
+
+
+def condition(factor: float, anisotropy: float, thickness: float, profile: Profile) -> list[float]:
+    """What the network is told, scaled to about [-1, 1].
+
+    Args:
+        factor: Fine voxels a slice.
+        anisotropy: Slice spacing over the in-plane spacing.
+        thickness: Full width at half maximum of the profile, in slice spacings.
+        profile: Its shape.
+    """
+    return [math.log2(factor) / 3, math.log2(anisotropy) / 3, thickness, *(float(profile == p) for p in PROFILES)]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One volume in memory.
+
+    Args:
+        array: (C, X, Y, Z) raw values.
+        maps: One map a channel.
+        axes: Spatial axes that are sharp and long enough.
+    """
+
+    array: NDArray[np.float32]
+    maps: tuple[IntensityMap, ...]
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UpscaleSource:
+    """Batches of thick, linear and true patches; see `batch`.
+
+    Args:
+        scans: Volumes in memory.
+        config: The run's settings.
+        interface: What the model covers: factors, thicknesses, modality.
+    """
+
+    scans: tuple[_Scan, ...]
+    config: Config
+    interface: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Config) -> UpscaleSource:
+        """Loads the training cases of a data set.
+
+        Raises:
+            Refused: `DATASET_EMPTY`, or what is wrong with a file.
+        """
+        cases = dataset.split("train")
+        if len(cases) > CASES:
+            chosen = np.random.default_rng(config.seed).choice(len(cases), CASES, replace=False)
+            cases = tuple(cases[i] for i in sorted(chosen))
+        return cls.from_volumes((dataset.load(case)[0] for case in cases), config, count=len(cases),
+                                where=str(dataset.root))
+
+    @classmethod
+    def from_volumes(cls, volumes: Iterable[Volume], config: Config, *, count: int = 1,
+                     where: str = "volumes") -> UpscaleSource:
+        """Takes volumes as they come; `count` of them share the memory.
+
+        Raises:
+            Refused: `DATASET_EMPTY` where no volume has two axes of 24 voxels that are sharp.
+        """
+        scans = [scan for scan in (_scan(volume, config, VOXELS // max(1, count)) for volume in volumes) if scan]
+        if not scans:
+            raise Refused("DATASET_EMPTY", where, f"no training volume has two sharp axes of {SHORTEST} voxels",
+                          "Give volumes with a fine plane to learn from")
+        interface = {"channels": 1, "modality": config.modality, "factors": list(LEARNED_FACTORS),
+                     "thickness": {profile: list(LEARNED_THICKNESS[profile]) for profile in PROFILES}}
+        return cls(tuple(scans), config, interface)
+
+    def batch(self, step: int) -> Batch:
+        """The patches of one step, a pure function of the seed and the step.
+
+        One factor and one in-plane spacing hold for the whole batch, a few profiles share it. Mostly the grid wanted
+        is isotropic; sometimes the plane is coarser than that (both are to be refined, one after the other), or
+        finer (the wanted slices are still thicker than the pixels are wide).
+
+        Returns:
+            `thick` (B, planes, T, P[, P]), `base` and `truth` (B, 1, N, P[, P]) without the context slices,
+            `condition` (B, F), and `position` (B, N), the same in every row.
+        """
+        rng = np.random.default_rng([self.config.seed, step])
+        size, dims = self.config.training.batch, self.config.data.dims
+        shortest = min(scan.array.shape[axis + 1] for scan in self.scans for axis in scan.axes)
+        plan = _Plan.draw(rng, shortest, self.config.data.crop, dims)
+        items: dict[str, list[Any]] = {"thick": [], "base": [], "truth": [], "condition": []}
+        acquisitions = [plan.acquisition(rng) for _ in range(min(ACQUISITIONS, size))]
+        for number in range(size):
+            scan, noise = acquisitions[number % len(acquisitions)]
+            thick, base, truth = self._patch(rng, plan, scan, noise)
+            items["thick"].append(thick)
+            items["base"].append(base[None])
+            items["truth"].append(truth[None])
+            items["condition"].append(condition(plan.factor, plan.anisotropy, scan.thickness, scan.profile))
+        batch = {name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in items.items()}
+        position = torch.from_numpy(plan.positions.astype(np.float32))
+        return batch | {"position": position.expand(size, -1).contiguous()}
+
+    def _patch(self, rng: np.random.Generator, plan: _Plan, scan: Acquisition,
+               noise: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """One patch in network values: thick (planes, T, P[, P]), base and truth (N, P[, P])."""
+        for _ in range(TRIES):
+            fine, mapping = self._fine(rng, plan)
+            planar = fine if plan.pixel == 1 else _averaged(fine, plan)
+            thick = np.tensordot(scan.matrix.astype(np.float32), planar, 1)
+            if mapping.forward(thick).std() > FLAT:
+                break
+        if noise:
+            thick += rng.normal(0, noise * (mapping.raw[-1] - mapping.raw[0]) / 2, thick.shape)
+        middle = planar.shape[2] // 2
+        meant = (slice(None), slice(None), slice(middle, middle + 1) if plan.dims == 2 else slice(None))
+        base = np.tensordot(plan.wanted(scan).inverse[plan.rows].astype(np.float32), thick[meant], 1)
+        truth = np.tensordot(plan.target, planar[meant], 1)
+        base, truth, thick = (mapping.forward(part, np.float32) for part in (base, truth, thick))
+        if plan.dims == 2:
+            return np.moveaxis(thick, 2, 0), base[..., 0], truth[..., 0]
+        return thick[None], base, truth
+
+    def _fine(self, rng: np.random.Generator, plan: _Plan) -> tuple[NDArray[np.float32], IntensityMap]:
+        """A raw block (N, P pixel, Q pixel) from a random place: thick axis, in-plane axis, the third axis."""
+        scan = self.scans[rng.integers(len(self.scans))]
+        channel = int(rng.integers(len(scan.array)))
+        axis, partner = (int(a) for a in rng.permutation(scan.axes)[:2])
+        third = 3 - axis - partner
+        block = scan.array[channel].transpose(axis, partner, third)
+        sharp = third in scan.axes
+        index = []
+        for length, there in zip(plan.block, block.shape, strict=True):
+            # Where the volume is narrower than the block, its edge is repeated.
+            start = int(rng.integers(max(1, there - length + 1))) - max(0, (length - there) // 2)
+            index.append(np.clip(np.arange(start, start + length), 0, there - 1))
+        if not sharp or rng.random() < 0.1:
+            # Planes far apart would teach what neighbours at the pixels' own distance do not look like.
+            index[2][:] = index[2][len(index[2]) // 2]
+        for along in (0, 1):
+            if rng.random() < 0.5:
+                index[along] = index[along][::-1]
+        return block[np.ix_(*index)], scan.maps[channel]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The shapes of one batch.
+
+    Args:
+        grid: Fine voxels a thick slice in the sharp volume.
+        pixel: Fine voxels an in-plane pixel.
+        factor: Voxels a thick slice on the wanted grid.
+        slices: Thick slices.
+        width: In-plane pixels.
+        dims: 2 or 3.
+    """
+
+    grid: float
+    pixel: float
+    factor: float
+    slices: int
+    width: int
+    dims: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, shortest: int, crop: int, dims: int) -> _Plan:
+        low, high = LEARNED_FACTORS[0], min(LEARNED_FACTORS[1], shortest / FEWEST_SLICES)
+        if rng.random() < 0.6:
+            grid = float(rng.integers(2, int(high) + 1))
+        else:
+            grid = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        pixel, factor, kind = 1.0, grid, rng.random()
+        if kind < 0.25:
+            pixel = float(rng.uniform(1.0, grid))
+        elif kind < 0.45:
+            factor = float(rng.uniform(low, grid))
+        width = max(8, min(crop, int(shortest / pixel)))
+        return cls(grid, pixel, factor, min(SLICES, int(shortest / grid)), width, dims)
+
+    @property
+    def anisotropy(self) -> float:
+        return self.grid / self.pixel
+
+    @property
+    def block(self) -> tuple[int, int, int]:
+        planes = PLANES if self.dims == 2 else self.width
+        return (round(self.slices * self.grid), round(self.width * self.pixel), round(planes * self.pixel))
+
+    @property
+    def rows(self) -> slice:
+        """The wanted voxels within the slices that are not only context."""
+        context = min(CONTEXT, self.slices // 4)
+        return slice(round(context * self.factor), round((self.slices - context) * self.factor))
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Of the wanted voxels, in slice spacings."""
+        return Acquisition(self.slices, self.factor).positions[self.rows]
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """Averages fine voxels into wanted ones."""
+        wanted = round(self.slices * self.factor)
+        if self.factor == self.grid:
+            return np.eye(wanted, dtype=np.float32)[self.rows]
+        box = Acquisition(wanted, self.grid / self.factor, 1.0, "rect", fine=self.block[0])
+        return box.matrix[self.rows].astype(np.float32)
+
+    def acquisition(self, rng: np.random.Generator) -> tuple[Acquisition, float]:
+        """A random profile on the fine grid, and the noise in network values."""
+        profile = PROFILES[rng.choice(len(PROFILES), p=[SHARES[p] for p in PROFILES])]
+        thickness = float(rng.uniform(*LEARNED_THICKNESS[profile]))
+        if rng.random() < 0.3:
+            thickness = 1.0
+        noise = float(rng.uniform(0, NOISE)) if rng.random() < 0.5 else 0.0
+        return Acquisition(self.slices, self.grid, thickness, profile, fine=self.block[0]), noise
+
+    def wanted(self, scan: Acquisition) -> Acquisition:
+        """The same slices with the wanted grid instead of the fine one."""
+        if self.factor == self.grid:
+            return scan
+        return Acquisition(self.slices, self.factor, scan.thickness, scan.profile)
+
+
+def _averaged(fine: NDArray[np.float32], plan: _Plan) -> NDArray[np.float32]:
+    """Coarser pixels in the plane and between the planes, with a Gaussian of their own width."""
+    across = plan.block[2]
+    planes = max(1, round(across / plan.pixel))
+    inner = Acquisition(plan.width, plan.pixel, fine=plan.block[1]).matrix.astype(np.float32)
+    outer = Acquisition(planes, plan.pixel, fine=across).matrix.astype(np.float32)
+    return np.ascontiguousarray(np.einsum("npq,ap,bq->nab", fine, inner, outer, optimize=True))
+
+
+def _scan(volume: Volume, config: Config, voxels: int) -> _Scan | None:
+    """Keeps the part of a volume that shows something, or None when there is nothing to learn from."""
+    maps = intensity_maps(volume.array, config.intensity)
+    array = volume.array if volume.dims == 3 else volume.array[..., None]
+    spacing = volume.spacing_mm
+    array = array[(slice(None), *_shown(array, maps, voxels))]
+    axes = tuple(axis for axis in range(volume.dims)
+                 if spacing[axis] <= SHARP * min(spacing) and array.shape[axis + 1] >= SHORTEST)
+    if len(axes) < 2:
+        return None
+    return _Scan(np.ascontiguousarray(array, dtype=np.float32), maps, axes)
+
+
+def _shown(array: NDArray[Any], maps: tuple[IntensityMap, ...], voxels: int) -> tuple[slice, ...]:
+    """The box around what is not background, cut down to its middle where all channels have more than `voxels`."""
+    seen = np.zeros(array.shape[1:], dtype=bool)
+    for channel, mapping in zip(array, maps, strict=True):
+        seen |= channel > mapping.raw[0] + 0.05 * (mapping.raw[-1] - mapping.raw[0])
+    box = []
+    for axis in range(3):
+        lines = np.flatnonzero(seen.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append([int(lines[0]), int(lines[-1]) + 1] if lines.size else [0, array.shape[axis + 1]])
+    while len(array) * np.prod([stop - start for start, stop in box]) > voxels:
+        longest = max(box, key=lambda ends: ends[1] - ends[0])
+        length = (longest[1] - longest[0]) * 9 // 10
+        longest[0] += (longest[1] - longest[0] - length) // 2
+        longest[1] = longest[0] + length
+    return tuple(slice(start, stop) for start, stop in box)

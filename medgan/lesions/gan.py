@@ -1,0 +1,120 @@
+"""The drawn lesion: a trained generator behind the makers' interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medgan.learning.checkpoints import Run
+from medgan.learning.loop import pick_device
+from medgan.learning.networks import LesionGenerator
+from medgan.learning.tasks.lesion import paint
+from medgan.lesions.crops import Grid, encode
+from medgan.lesions.placement import Site
+from medgan.lesions.scans import Scan
+
+#: Slices drawn at once.
+BATCH = 16
+#: Noise of neighbouring slices is shared over about this many millimetres, so that a lesion hangs together.
+COHERENCE_MM = 6.0
+
+
+class Gan:
+    """Draws lesions with a run's generator: slice by slice with coherent noise in 2D, at once in 3D."""
+
+    name = "gan"
+
+    def __init__(self, run: Run, device: str = "auto") -> None:
+        self.config = run.config
+        self.labels = len(run.interface["labels"])
+        self.device = pick_device(device)
+        generator = run.generator(self.device)
+        assert isinstance(generator, LesionGenerator)
+        self.generator = generator
+
+    def draw(self, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
+        """The generator's drawing at the working spacing, brought to the scan's grid as a change of its values.
+
+        The change, not the drawing, is interpolated, so that the scan keeps its own finer detail.
+        """
+        before = scan.image[(slice(None), *site.box)]
+        if self.config.data.dims == 3:
+            step = site.spacing_mm / scan.spacing_mm
+            grid = Grid(site.centre, step, (self.config.data.crop,) * 3)
+            return before + self._change_3d(scan, site, grid, seed)
+        change = np.zeros_like(before)
+        inside = np.flatnonzero((site.labels > 0).any(axis=(0, 1)))
+        drawn = self._changes_2d(scan, site, inside, seed)
+        for k in range(before.shape[3]):
+            # Slices of the rim above and below the lesion go on with the change of the nearest one that has it.
+            change[..., k] = drawn[int(np.abs(inside - k).argmin())]
+        return before + change
+
+    def _changes_2d(self, scan: Scan, site: Site, inside: NDArray[np.intp], seed: int) -> list[NDArray[np.float32]]:
+        size, step = self.config.data.crop, site.spacing_mm / scan.spacing_mm
+        step[2] = 1.0
+        rows, grids = [], []
+        for k in inside:
+            centre = np.array([site.centre[0], site.centre[1], site.box[2].start + k], float)
+            grid = Grid(centre, step, (size, size, 1))
+            rows.append(self._row(scan, site, grid))
+            grids.append(grid)
+        noise = self._noise(len(rows), COHERENCE_MM / float(scan.spacing_mm[2]), seed)
+        changes = []
+        for first in range(0, len(rows), BATCH):
+            part = slice(first, first + BATCH)
+            made = self._paint(rows[part], [level[part] for level in noise])
+            for row, image, grid in zip(rows[part], made, grids[part], strict=True):
+                box = (*site.box[:2], slice(int(grid.centre[2]), int(grid.centre[2]) + 1))
+                change = image - row["image"]
+                changes.append(np.stack([grid.back(c[..., None], box)[..., 0] for c in change]))
+        return changes
+
+    def _change_3d(self, scan: Scan, site: Site, grid: Grid, seed: int) -> NDArray[np.float32]:
+        row = self._row(scan, site, grid)
+        generator = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(1, *shape, generator=generator) for shape in self.generator.noise_shapes(grid.shape)]
+        change = self._paint([row], noise)[0] - row["image"]
+        return np.stack([grid.back(channel, site.box) for channel in change])
+
+    def _row(self, scan: Scan, site: Site, grid: Grid) -> dict[str, NDArray[np.float32]]:
+        """What the generator is given for one crop: only the new lesion is in the mask."""
+        image = np.stack([grid.cut(channel, order=1) for channel in scan.image])
+        # Label and weight live in the site's box; the crop is cut from the box with everything else empty.
+        inner = Grid(grid.centre - [s.start for s in site.box], grid.step, grid.shape)
+        labels = _cut_padded(inner, site.labels, order=0).astype(np.uint8)
+        weight = _cut_padded(inner, site.weight, order=1)
+        if grid.shape[2] == 1:
+            image, labels, weight = image[..., 0], labels[..., 0], weight[..., 0]
+        told = encode(labels, self.labels, site.spacing_mm)
+        return {"image": image.astype(np.float32), "void": weight[None].astype(np.float32), "labels": told.labels,
+                "distance": told.distance, "condition": told.condition}
+
+    def _paint(self, rows: list[dict[str, NDArray[np.float32]]], noise: list[torch.Tensor]) -> NDArray[np.float32]:
+        """What the generator wants in the void; it is blended by the site's own soft mask, on the scan's grid."""
+        batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(self.device) for name in rows[0]}
+        with torch.no_grad():
+            made = paint(self.generator, batch, [level.to(self.device) for level in noise], blend=False)
+        return made.cpu().numpy()
+
+    def _noise(self, slices: int, coherence: float, seed: int) -> list[torch.Tensor]:
+        """Noise for each level (slices, noise, ...): of unit variance in a slice, changing slowly across slices."""
+        generator = torch.Generator().manual_seed(seed)
+        keep = float(np.exp(-1 / max(coherence, 1e-3)))
+        size = (self.config.data.crop,) * 2
+        levels: list[Any] = []
+        for shape in self.generator.noise_shapes(size):
+            fresh = torch.randn(slices, *shape, generator=generator)
+            for k in range(1, slices):
+                fresh[k] = keep * fresh[k - 1] + (1 - keep**2) ** 0.5 * fresh[k]
+            levels.append(fresh)
+        return levels
+
+
+def _cut_padded(grid: Grid, array: NDArray[Any], *, order: int) -> NDArray[Any]:
+    """Samples an array on a grid that may reach beyond it; beyond, it is 0."""
+    padded = np.pad(array, 1)
+    return Grid(grid.centre + 1, grid.step, grid.shape).cut(padded, order=order)

@@ -1,0 +1,150 @@
+"""Where a lesion goes: inside tissue, where the tissue looks like what surrounds real ones, and off other lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medgan.lesions.crops import working_spacing
+from medgan.lesions.library import Library, main_label
+from medgan.lesions.scans import Scan
+from medgan.lesions.shapes import RIM_NATIVE, RIM_VOXELS, Deformed, Lesion, deform, equivalent_diameter, soft_mask
+
+#: At least this share of a lesion must find tissue at its place; the rest is cut off.
+INSIDE = 0.85
+#: Places tried for one shape before it is made smaller.
+PLACES = 40
+#: How much smaller, and how often, a lesion that finds no place becomes.
+SHRINK, SHRINKS = 0.8, 4
+#: The tissue is judged after averaging over this much, in mm.
+TISSUE_SCALE_MM = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place for a lesion in a scan.
+
+    Args:
+        box: Scan voxels that may change.
+        labels: (x, y, z) label indices wanted in the box.
+        weight: (x, y, z) soft mask; 0 where nothing may change.
+        donor: The lesion whose shape it is.
+        values: (C, x, y, z) the donor's own network values, deformed alike.
+        spacing_mm: Working spacing for the networks.
+        planar: Whether the scan is a 2D image.
+        voxel_mm: (3,) the scan's spacing.
+    """
+
+    box: tuple[slice, slice, slice]
+    labels: NDArray[np.uint8]
+    weight: NDArray[np.float32]
+    donor: Lesion
+    values: NDArray[np.float32]
+    spacing_mm: float
+    planar: bool
+    voxel_mm: NDArray[np.float64]
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """(3,) voxel position of the lesion's centroid in the scan."""
+        own = np.array(ndimage.center_of_mass(self.labels > 0))
+        return np.asarray(own + [s.start for s in self.box])
+
+    @property
+    def size_mm(self) -> float:
+        """Equivalent diameter."""
+        return equivalent_diameter(self.voxels, self.voxel_mm, self.planar)
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of the lesion."""
+        return int((self.labels > 0).sum())
+
+
+class Ground:
+    """What one scan offers: its tissue, what is already taken, and its tissue values."""
+
+    def __init__(self, scan: Scan, library: Library, *, finest_mm: float, crop: int) -> None:
+        self.scan, self.library, self.finest_mm, self.crop = scan, library, finest_mm, crop
+        self.tissue = scan.tissue()
+        self.taken = scan.labels > 0
+        sigma = TISSUE_SCALE_MM / scan.spacing_mm / 2
+        if scan.planar:
+            sigma[2] = 0
+        self.smooth = ndimage.gaussian_filter(scan.image[0], sigma)
+
+    def candidates(self, label: int) -> NDArray[np.intp]:
+        """(n, 3) voxels where the tissue looks like what surrounds real lesions of a main label."""
+        low, high = self.library.surroundings[label]
+        return np.argwhere(self.tissue & ~self.taken & (self.smooth >= low) & (self.smooth <= high))
+
+    def site(self, donor: Lesion, rng: np.random.Generator, *, size_mm: float | None = None) -> Site | None:
+        """A place for a deformed copy of the donor's shape; None where there is none.
+
+        Args:
+            donor: Gives shape and labels.
+            rng: Draws deformation and place.
+            size_mm: Wanted equivalent diameter; None: the donor's, varied by a fifth.
+        """
+        places = self.candidates(main_label(donor))
+        if not len(places):
+            return None
+        scale = size_mm / donor.size_mm if size_mm is not None else float(np.exp(rng.normal(0, 0.15)))
+        for _ in range(SHRINKS if size_mm is None else 1):
+            shape = deform(donor, self.scan.spacing_mm, rng, scale=scale)
+            if not shape.labels.any():
+                return None
+            for _ in range(PLACES):
+                site = self._fit(donor, shape, places[rng.integers(len(places))])
+                if site is not None:
+                    return site
+            scale *= SHRINK
+        return None
+
+    def occupy(self, site: Site) -> None:
+        """Marks a site as taken."""
+        self.taken[site.box] |= site.weight > 0
+
+    def _fit(self, donor: Lesion, shape: Deformed, place: NDArray[np.intp]) -> Site | None:
+        spacing = self.scan.spacing_mm
+        inside = np.argwhere(shape.labels > 0)
+        low, high = inside.min(axis=0), inside.max(axis=0) + 1
+        extent = float(((high - low) * spacing)[:2].max())
+        working = working_spacing(extent, self.finest_mm, self.crop)
+        rim_mm = max(RIM_VOXELS * working, RIM_NATIVE * float(spacing[:2].min()))
+        pad = np.ceil(rim_mm / spacing).astype(int)
+        if self.scan.planar:
+            pad[2] = 0
+        corner = place - (low + high) // 2 + low - pad
+        size = high - low + 2 * pad
+        start, stop = np.maximum(corner, 0), np.minimum(corner + size, self.taken.shape)
+        if (stop <= start).any():
+            return None
+        box = (slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1])),
+               slice(int(start[2]), int(stop[2])))
+        labels, values = self._moved(shape, low - pad, corner, start, stop)
+        wanted = int((shape.labels > 0).sum())
+        tissue = self.tissue[box]
+        labels = np.where(tissue, labels, 0).astype(np.uint8)
+        if (labels > 0).sum() < INSIDE * wanted or (self.taken[box] & (labels > 0)).any():
+            return None
+        weight = np.where(tissue, soft_mask(labels, spacing, rim_mm), 0).astype(np.float32)
+        if (self.taken[box] & (weight > 0)).any():
+            return None
+        return Site(box, labels, weight, donor, values, working, self.scan.planar, spacing)
+
+    @staticmethod
+    def _moved(shape: Deformed, first: NDArray[np.intp], corner: NDArray[np.intp], start: NDArray[np.intp],
+               stop: NDArray[np.intp]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The shape's labels and values on the scan voxels from `start` to `stop`; edges are continued."""
+        labels = np.zeros(tuple(stop - start), np.uint8)
+        index = [np.arange(a, b) - c + f for a, b, c, f in zip(start, stop, corner, first, strict=True)]
+        clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, shape.labels.shape, strict=True)]
+        there = np.ix_(*[(i >= 0) & (i < n) for i, n in zip(index, shape.labels.shape, strict=True)])
+        valid = there[0] & there[1] & there[2]
+        labels[valid] = shape.labels[np.ix_(*clipped)][valid]
+        values = shape.image[np.ix_(np.arange(len(shape.image)), *clipped)]
+        return labels, values
