@@ -131,7 +131,7 @@ class Config(Section):
         merged = _for_task(_load(resource("configs", f"{modality}.toml")), task)
         if file is not None:
             merged = _merge(merged, _for_task(_load(Path(file)), task))
-        items = settings.items() if isinstance(settings, Mapping) else [_split_setting(s) for s in settings]
+        items = settings.items() if isinstance(settings, Mapping) else [parse_setting(s) for s in settings]
         for key, value in items:
             merged = _merge(merged, _nest(key, value))
         merged |= {key: value for key, value in top.items() if value is not None}
@@ -210,7 +210,8 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return {head: _nest(rest, value) if rest else value}
 
 
-def _split_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`training.batch=8` as (name, value), the value read as TOML or else taken as text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise Refused("CFG_VALUE", f"--set {text}", "a setting is written name=value", "Write --set training.batch=8")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from medgan.errors import Refused
 
 #: Marks a file or folder that is being written; what bears it may be deleted at any time.
 PARTIAL = ".medgan-partial"
@@ -49,5 +52,24 @@ def sync(path: Path) -> None:
 
 def remove_partial(folder: Path) -> None:
     """Removes what an earlier, killed process left half-written anywhere below `folder`."""
-    for leftover in folder.rglob(f"{PARTIAL}-*"):
-        leftover.unlink(missing_ok=True)
+    for leftover in sorted(folder.rglob(f"{PARTIAL}-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; another one that wants it meanwhile is refused (`OUT_BUSY`)."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refused("OUT_BUSY", folder, "another process is writing to it",
+                      "Wait until it has ended, or choose another folder") from None
+    finally:
+        os.close(descriptor)

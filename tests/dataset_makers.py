@@ -59,6 +59,18 @@ def nnunet(root: Path) -> Path:
     })  # fmt: skip
 
 
+def nnunet_png(root: Path) -> Path:
+    from PIL import Image
+
+    for number in range(2):
+        pixels, marked = image(number, "uint8", (5, 7)), image(9, "uint8", (5, 7)) % np.uint8(2)
+        for name, array in ((f"imagesTr/chest_{number}_0000.png", pixels), (f"labelsTr/chest_{number}.png", marked)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / name)
+    return described(root, {"channel_names": {"0": "X-ray"}, "labels": {"background": 0, "nodule": 1}, "numTraining": 2,
+                            "file_ending": ".png"})
+
+
 def decathlon(root: Path) -> Path:
     pairs = []
     for number in (7, 26):
@@ -147,6 +159,15 @@ def class_volumes(root: Path) -> Path:
     nifti(root / "ill" / "person1_a.nii.gz", image(1))
     nifti(root / "ill" / "person1_b.nii.gz", image(2))
     np.save(nifti(root / "well" / "person2_a.nii.gz", image(3)).with_name("person3_a.npy"), image(4, "float32"))
+    return root
+
+
+def class_dicom(root: Path) -> Path:
+    for seed, name in enumerate(("ill/a", "ill/b", "well/c", "well/d"), start=1):
+        folder = dicom_series(root / f".{seed}", seed, f"P{seed}", slices=1)
+        (root / name).parent.mkdir(exist_ok=True)
+        (folder / "000.dcm").rename(root / f"{name}.dcm")
+        folder.rmdir()
     return root
 
 

@@ -28,9 +28,8 @@ ORIENTATIONS = [
     for axes in itertools.permutations(("RL", "AP", "SI"))
     for letters in itertools.product(*axes)
 ]
-OBLIQUE = np.array(
-    [[0.8 * np.cos(0.3), -np.sin(0.3), 0, -31.5], [0.8 * np.sin(0.3), np.cos(0.3), 0, 12.25], [0, 0, 2.5, -70], [0, 0, 0, 1]]
-)
+C, S = np.cos(0.3), np.sin(0.3)
+OBLIQUE = np.array([[0.8 * C, -S, 0, -31.5], [0.8 * S, C, 0, 12.25], [0, 0, 2.5, -70], [0, 0, 0, 1]])
 
 
 def image(affine: np.ndarray = OBLIQUE, shape: tuple[int, ...] = (1, 7, 9, 5), dtype: str = "int16") -> Volume:
@@ -205,7 +204,8 @@ def test_separable_resampling_agrees_with_scipy(order: int) -> None:
     for channel in range(2):
         smooth = scan.array[channel]
         if order:
-            smooth = ndimage.gaussian_filter(smooth, np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM_PER_SIGMA, mode="nearest")
+            sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM_PER_SIGMA
+            smooth = ndimage.gaussian_filter(smooth, sigma, mode="nearest")
         expected = ndimage.map_coordinates(smooth, np.meshgrid(*position, indexing="ij"), order=order, mode="mirror")
         assert np.abs(out.array[channel] - expected).max() < 1e-9
     assert np.abs(resample_to(scan, out.affine, out.shape, order=order).array - out.array).max() < 1e-6

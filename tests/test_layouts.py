@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.layout_base import as_dtype, stored_dtype
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Refused
@@ -20,9 +22,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="../shared/data is not there")
 
 MAKERS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "nnunet": (make.nnunet, "nnunet"), "decathlon": (make.decathlon, "decathlon"), "bids": (make.bids, "bids"),
+    "nnunet": (make.nnunet, "nnunet"), "nnunet_png": (make.nnunet_png, "nnunet"),
+    "decathlon": (make.decathlon, "decathlon"), "bids": (make.bids, "bids"),
     "manifest": (make.manifest, "manifest"), "npz": (make.npz, "npz"), "npz3d": (make.npz3d, "npz"),
     "pairs": (make.pairs, "pairs"), "pair": (make.pair, "pairs"), "classes": (make.classes, "classes"),
+    "class_dicom": (make.class_dicom, "classes"),
     "class_volumes": (make.class_volumes, "classes"), "images": (make.images, "images"), "dicom": (make.dicom, "dicom"),
 }  # fmt: skip
 
@@ -118,6 +122,19 @@ def test_a_synthetic_case_stays_with_its_parents_patient(name: str, tmp_path: Pa
     _, new = add_one(dataset, tmp_path / "out")
     found = next(case for case in open_dataset(tmp_path / "out").cases if case.id == new.id)
     assert found.patient == dataset.split("train")[0].patient
+
+
+def test_values_are_rounded_and_clipped_into_the_stored_type(tmp_path: Path) -> None:
+    values = np.array([1.6, 2.4, 300.2, -7.0], np.float32)
+    np.testing.assert_array_equal(as_dtype(values, np.dtype(np.uint8)), [2, 2, 255, 0])
+    np.testing.assert_array_equal(as_dtype(values, np.dtype(np.float64)), values)
+    path = make.nifti(tmp_path / "a.nii.gz", make.image(1, "uint8"))
+    assert stored_dtype(path, np.dtype(np.float32)) == np.uint8
+    for slope, intercept, expected in ((1, -1024, np.int16), (1000, 0, np.int32), (0.5, 0, np.float32)):
+        raw = bytearray(gzip.decompress(path.read_bytes()))  # scl_slope and scl_inter stand at byte 112
+        raw[112:120] = np.array([slope, intercept], "<f4").tobytes()
+        (tmp_path / "c.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+        assert stored_dtype(tmp_path / "c.nii.gz", np.dtype(np.int64)) == expected
 
 
 def test_nnunet_reads_channels_splits_regions_and_test_images(tmp_path: Path) -> None:
@@ -312,6 +329,25 @@ def test_dicom_patients_are_pseudonyms_and_series_of_one_stay_together(tmp_path:
     assert first == third != second and "CANARY" not in first
     image, mask = dataset.load(dataset.cases[0])
     assert image.modality == "ct" and mask is not None and mask.array.sum() == 3 * 2 * 2
+
+
+def test_a_killed_run_can_write_the_case_again(tmp_path: Path) -> None:
+    for name in ("dicom", "nnunet", "npz"):
+        dataset = open_dataset(MAKERS[name][0](tmp_path / name / "data"))
+        layout, parent = LAYOUTS[dataset.layout], dataset.split("train")[0]
+        new = layout.place(tmp_path / name / "out", dataset, replace(parent, id=f"{parent.id}_syn0001"))
+        image, _ = dataset.load(parent)
+        layout.save(dataset, new, image, None, parent)
+        add_one(dataset, tmp_path / name / "out")
+        assert new.id in open_dataset(tmp_path / name / "out").ids
+
+
+def test_no_identifying_element_reaches_a_synthetic_series(tmp_path: Path) -> None:
+    _, new = add_one(open_dataset(make.dicom(tmp_path / "d")), tmp_path / "out")
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "syn0001" in str(path)]
+    assert len(written) == 6  # four slices, the mask, the record
+    assert not any(b"CANARY" in path.read_bytes() or b"Canary" in path.read_bytes() for path in written)
+    assert new.images[0].is_dir()
 
 
 def test_dicom_in_class_folders_is_told_from_patients_with_studies(tmp_path: Path) -> None:

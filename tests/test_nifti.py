@@ -65,7 +65,8 @@ def odd_cases(prefix: str) -> list[Any]:
     table = ODD / "cases.json"
     if not table.exists():
         return [pytest.param(None, marks=pytest.mark.skip(reason=f"the collection of odd files is not at {ODD}"))]
-    return [pytest.param(case, id=case["id"]) for case in json.loads(table.read_text()) if case["id"].startswith(prefix)]
+    cases = json.loads(table.read_text())
+    return [pytest.param(case, id=case["id"]) for case in cases if case["id"].startswith(prefix)]
 
 
 @pytest.mark.filterwarnings("error")

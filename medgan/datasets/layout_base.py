@@ -158,6 +158,9 @@ def write_like(volume: Volume, path: Path, source: Path, provenance: Provenance 
     if written_ending(path) == "":
         from medgan.imaging.dicom_write import write_synthetic
 
+        # A killed run may have got as far as this folder; `write_synthetic` would take it for someone else's.
+        if path.is_dir() and all(inner.suffix == ".dcm" for inner in path.iterdir()):
+            shutil.rmtree(path)
         derivation = f"medgan {provenance.method}" if provenance else "medgan"
         write_synthetic(volume, path, model_hash=provenance.model_hash if provenance else "",
                         seed=provenance.seed if provenance else 0, derivation=derivation)
@@ -175,13 +178,16 @@ def stored_dtype(path: Path, otherwise: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(files.read(path).array.dtype)
     import nibabel
 
-    header = nibabel.load(path).header
-    stored: np.dtype[Any] = np.dtype(header.get_data_dtype()).newbyteorder("=")
-    slope, intercept = (0.0 if value is None else float(value) for value in header.get_slope_inter())
-    if (slope, intercept) in ((0.0, 0.0), (1.0, 0.0)):
+    proxy = nibabel.load(path).dataobj  # the header itself no longer has the scaling once nibabel has read it
+    stored: np.dtype[Any] = np.dtype(proxy.dtype).newbyteorder("=")
+    slope, intercept = float(proxy.slope), float(proxy.inter)
+    if (slope, intercept) == (1.0, 0.0):
         return stored
     if stored.kind in "iu" and slope.is_integer() and intercept.is_integer():
-        return np.dtype(np.int16 if stored.itemsize <= 2 else np.int32)
+        whole = np.iinfo(stored)
+        ends = [end * slope + intercept for end in (whole.min, whole.max)]
+        short = (stored == np.int16 and slope == 1) or (min(ends) >= -(2**15) and max(ends) < 2**15)
+        return np.dtype(np.int16 if short else np.int32)
     return np.dtype(np.float32)
 
 

@@ -223,8 +223,9 @@ def _record_beside(folder: Path) -> bool:
 
 def _are_classes(root: Path, series: Sequence[Path]) -> bool:
     """Whether DICOM folders are classes: several series in each folder, or several patients below it."""
-    if all(folder.parent == root for folder in series):
-        for folder in series:
+    outermost = [folder for folder in series if folder.parent == root]
+    if outermost:
+        for folder in outermost:
             some = [_header(path, "SeriesInstanceUID") for path, _ in zip(_dicom_files(folder), range(2), strict=False)]
             if len(set(some)) > 1:
                 return True

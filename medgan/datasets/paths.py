@@ -126,6 +126,6 @@ def folders(folder: Path) -> list[Path]:
 def safe_name(case_id: str) -> str:
     """A file name for an id: letters, digits, `.`, `_`, `-`; a short hash is added where something was replaced."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", case_id).lstrip(".-")[:120]
-    if name == case_id:
+    if name and name == case_id:
         return name
-    return f"{name}-{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
+    return f"{name or 'case'}-{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"

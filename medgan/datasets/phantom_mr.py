@@ -17,11 +17,9 @@ from medgan.datasets.phantom_shapes import (
     blur,
     path,
     place,
-    rotation,
     size_mm,
     smooth_max,
     smooth_min,
-    smooth_noise,
     smooth_step,
     superellipsoid,
 )
@@ -109,7 +107,8 @@ def _head(canvas: Canvas, rng: np.random.Generator) -> Field:
         canvas.fill_ellipsoid((side * 31.0, 66, -36), (20, 22, 17), 170, ORGANS["scalp"])
         canvas.fill_ellipsoid((side * 31.0, 75, -36), (13.0, 13, 13), 60, ORGANS["eye"])
         canvas.fill_ellipsoid((side * 31.0, 75, -36), (11.4, 11.4, 11.4), 20, ORGANS["eye"])
-        canvas.blend(canvas.tubes(path([(side * 30.0, 64, -36), (side * 12.0, 36, -34)], 2.0, 2.0)), 90, ORGANS["muscle"])
+        nerve = path([(side * 30.0, 64, -36), (side * 12.0, 36, -34)], 2.0, 2.0)
+        canvas.blend(canvas.tubes(nerve), 90, ORGANS["muscle"])
         canvas.fill_ellipsoid((side * 32.0, 62, -66), (16, 18, 15), 6, ORGANS["sinus"])
         canvas.fill_ellipsoid((side * 7.0, 58, -50), (5, 26, 20), 6, ORGANS["sinus"])
         canvas.fill_ellipsoid((side * 54.0, -26, -50), (10, 14, 18), 14, ORGANS["sinus"])
@@ -169,8 +168,8 @@ def _brain(canvas: Canvas, cranium: Field, rng: np.random.Generator) -> tuple[Fi
     surface = np.minimum(surface, np.where(behind > 0, tent + 60 * (1 - behind), 99))
     surface = np.asarray(surface, np.float32)
     ribbon = rng.uniform(2.6, 3.2)
-    tissue = canvas.paint(atrophy - surface, _GREY, ORGANS["grey"])
-    white = canvas.paint(atrophy + ribbon - surface, _WHITE, ORGANS["white"])
+    tissue = canvas.paint(np.asarray(atrophy - surface, np.float32), _GREY, ORGANS["grey"])
+    white = canvas.paint(np.asarray(atrophy + ribbon - surface, np.float32), _WHITE, ORGANS["white"])
     _deep(canvas, white, rng)
     csf = np.asarray(1 - tissue, np.float32)
     csf = np.maximum(csf, _ventricles(canvas, rng))
@@ -215,10 +214,11 @@ def _ventricles(canvas: Canvas, rng: np.random.Generator) -> Field:
 
 def _hindbrain(canvas: Canvas, cranium: Field, tent: Field, rng: np.random.Generator) -> None:
     x, y, z = canvas.x, canvas.y, canvas.z
-    cerebellum = superellipsoid(x, y + 47, z + 44, (54, 33, 31), 2.3)
+    cerebellum = superellipsoid(x, y + 44, z + 44, (60, 40, 36), 2.6)
+    cerebellum = smooth_max(cerebellum, np.asarray(y + 15, np.float32), 8)
     vermis = 4 * np.exp(-np.square(x / 7)) * smooth_step(y, -56, -72)
-    cerebellum = smooth_max(np.asarray(cerebellum + vermis, np.float32), tent + 3, 5)
-    cerebellum = smooth_max(cerebellum, cranium + 2, 4)
+    cerebellum = smooth_max(np.asarray(cerebellum + vermis, np.float32), tent + 1, 2)
+    cerebellum = smooth_max(cerebellum, cranium + 1.5, 3)
     canvas.paint(cerebellum, 112, ORGANS["cerebellum"])
     # Leaves lie like the skins of an onion around the middle peduncle.
     ring = np.sqrt(np.square(x / 1.5) + np.square(y + 34) + np.square((z + 44) * 1.2)) + 3.5 * canvas.noise(11, rng)
@@ -268,7 +268,8 @@ def _tumour(canvas: Canvas, mask: NDArray[np.uint8], centre: Point, radius_mm: f
     brain = np.isin(canvas.organs[box], [ORGANS[name] for name in ("grey", "white", "deep_grey", "csf")])
     coverage = canvas.soft(distance) * spread * (1 - csf[box]) * brain
     value = rng.uniform(158, 176) + 6 * canvas.noise(9, rng, box)
-    core = distance + rng.uniform(0.45, 0.58) * radius_mm + 0.07 * radius_mm * canvas.noise(0.3 * radius_mm + 2, rng, box)
+    rough = 0.07 * canvas.noise(0.3 * radius_mm + 2, rng, box)
+    core = distance + (rng.uniform(0.45, 0.58) + rough) * radius_mm
     ring_mm = rng.uniform(0.13, 0.2) * radius_mm
     value = value + canvas.soft(np.asarray(core, np.float32)) * (rng.uniform(196, 212) - value)
     value = value + canvas.soft(np.asarray(core + ring_mm, np.float32)) * (rng.uniform(55, 80) - value)

@@ -44,10 +44,8 @@ def smooth_noise(axes: tuple[Field, Field, Field], scale_mm: float, rng: np.rand
         weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
         along = [1, 1, 1]
         along[dim] = -1
-        knots = sum(
-            (weight.reshape(along) * np.take(knots, first + tap, axis=dim) for tap, weight in enumerate(weights)),
-            start=np.float32(0),
-        )
+        taps = [weight.reshape(along) * np.take(knots, first + tap, axis=dim) for tap, weight in enumerate(weights)]
+        knots = taps[0] + taps[1] + taps[2] + taps[3]
     return np.asarray(knots / np.float32(_SPLINE_POWER**1.5), dtype=np.float32)
 
 
@@ -251,7 +249,9 @@ class Canvas:
         coverage = np.zeros_like(self.image)
         edge = self.edge_mm
         for segment in segments:
-            start, end = (self.to_grid(segment.start), self.to_grid(segment.end)) if posed else (segment.start, segment.end)
+            start, end = segment.start, segment.end
+            if posed:
+                start, end = self.to_grid(start), self.to_grid(end)
             thick = max(segment.start_mm, segment.end_mm) + edge
             low, high = np.minimum(start, end) - thick, np.maximum(start, end) + thick
             box = self.box(_point(low), _point(high))
@@ -281,8 +281,8 @@ class Canvas:
         Returns:
             The box it lies in and its level set there, in physical mm.
         """
-        reach = np.array([1.7 * radius_mm + 2 * step * scale for step, scale in zip(self.steps_mm, self.scale, strict=True)])
-        box = self.around(centre, _point(reach / self.scale))
+        reach = 1.7 * radius_mm / np.array(self.scale) + 2 * np.array(self.steps_mm)
+        box = self.around(centre, _point(reach))
         if box is None:
             raise ValueError(f"a lesion at {centre} lies outside of the grid")
         offsets = [(axis[part] - c) * s for axis, part, c, s in zip(self.axes, box, centre, self.scale, strict=True)]
@@ -293,7 +293,8 @@ class Canvas:
         a, b, c = radius_mm * ratios / np.prod(ratios) ** (1 / 3)
         distance = superellipsoid(x, y, z, (float(a), float(b), float(c)))
         axes = (offsets[0], offsets[1], offsets[2])
-        coarse, fine = smooth_noise(axes, max(radius_mm * 0.8, 2.0), rng), smooth_noise(axes, max(radius_mm * 0.35, 1.5), rng)
+        coarse = smooth_noise(axes, max(radius_mm * 0.8, 2.0), rng)
+        fine = smooth_noise(axes, max(radius_mm * 0.35, 1.5), rng)
         # Clipped: an outlier of the noise must not swallow the lesion or blow it out of its box.
         border = np.clip(0.8 * coarse + 0.6 * fine, -1.8, 1.8) * roughness * radius_mm
         # The middle stays inside whatever the border does.

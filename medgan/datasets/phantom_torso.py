@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medgan.datasets.phantom_shapes import (
     Canvas,
@@ -42,18 +43,18 @@ class Torso:
     liver: Field
 
 
-def paint_torso(canvas: Canvas, rng: np.random.Generator, *, table: bool = True, arms: bool = False) -> Torso:
+def paint_torso(canvas: Canvas, rng: np.random.Generator, *, standing: bool = False) -> Torso:
     """Paints a chest and upper abdomen.
 
     Args:
         canvas: Filled with air; its coordinates are warped here.
         rng: Source of the anatomy.
-        table: Whether the patient may lie on a table.
-        arms: Whether the shoulder joints hang at the sides, as in a standing patient.
+        standing: As for a radiograph: no table, the arms hang at the sides, and the texture that a projection
+            averages out is left away.
     """
     canvas.warp(rng.uniform(2.5, 4.0), 55.0, rng)
     cage_a, cage_b = rng.uniform(122, 134), rng.uniform(84, 95)
-    if table:
+    if not standing:
         _table(canvas, rng, -cage_b - rng.uniform(52, 60))
     cage = _cage(canvas, cage_a, cage_b)
     _wall(canvas, cage, cage_a, cage_b, rng)
@@ -63,13 +64,14 @@ def paint_torso(canvas: Canvas, rng: np.random.Generator, *, table: bool = True,
     _heart_and_vessels(canvas, lung, cage_b, rng)
     _spine(canvas, spine, rng)
     _ribs(canvas, cage, cage_b, rng)
-    if arms:
+    if standing:
         for side in (-1, 1):
             joint = (side * 158.0, -8.0, 92.0)
             canvas.fill_ellipsoid(joint, (25, 25, 22), 260, ORGANS["bone"])
             shaft = canvas.tubes(path([joint, (side * 172.0, -8.0, -20.0)], 14, 12))
             canvas.blend(shaft, 420, ORGANS["bone"])
-    _texture(canvas, rng)
+    else:
+        _texture(canvas, rng)
     return Torso(canvas, lung, liver)
 
 
@@ -190,7 +192,8 @@ def _abdomen(canvas: Canvas, cage: Field, dome: Field, cage_b: float, rng: np.ra
         kidney = canvas.ellipsoid(centre, (26, 22, rng.uniform(44, 52)), rotation(rng, 0.25), 2.2)
         if kidney is not None:
             box, distance = kidney
-            sinus = superellipsoid(x[box] - centre[0] + side * 13, y[box] - centre[1] - 6, z[box] - centre[2], (17, 9, 24))
+            inwards = x[box] - centre[0] + side * 13
+            sinus = superellipsoid(inwards, y[box] - centre[1] - 6, z[box] - centre[2], (17, 9, 24))
             distance = smooth_max(distance, 1 - sinus, 5)
             canvas.paint(distance, rng.uniform(175, 200), ORGANS["kidney"], box)
             pyramids = distance + 7 + 3 * canvas.noise(6, rng, box)
@@ -221,7 +224,7 @@ def _abdomen(canvas: Canvas, cage: Field, dome: Field, cage_b: float, rng: np.ra
 _HEART = (-20.0, 18.0, 2.0)
 
 
-def _heart_tilt() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _heart_tilt() -> NDArray[np.float64]:
     """Rows are the heart's own axes: its length points to the left, the front and down."""
     long = np.array([-0.78, 0.48, -0.40])
     long /= np.linalg.norm(long)
@@ -255,8 +258,8 @@ def _heart_and_vessels(canvas: Canvas, lung: Field, cage_b: float, rng: np.rando
     chamber(-36, 16, -4, (18, 17, 22))
 
     back = -cage_b + 32
-    arch = [(-2, 12, 22), (8, 14, 50), (6, 6, 74), (-4, -14, 84), (-15, -34, 74), (-21, back - 4, 48), (-22, back - 6, 0),
-            (-18, back - 4, -60), (-10, back + 4, -140)]  # fmt: skip
+    arch = [(-2, 12, 22), (8, 14, 50), (6, 6, 74), (-4, -14, 84), (-15, -34, 74), (-21, back - 4, 48),
+            (-22, back - 6, 0), (-18, back - 4, -60), (-10, back + 4, -140)]  # fmt: skip
     trunks = [
         path(arch, rng.uniform(14, 16.5), rng.uniform(9.5, 11.5)),
         path([(-16, 24, 24), (-16, 8, 44), (-12, -6, 46)], 13, 12),
@@ -270,7 +273,8 @@ def _heart_and_vessels(canvas: Canvas, lung: Field, cage_b: float, rng: np.rando
         path([(-34, 10, 150), (-20, 18, 96), (18, 10, 82)], 6, 6),
         path([(24, back + 22, -118), (34, -4, -68)], 6.5, 6.5),
     ]
-    canvas.blend(canvas.tubes(path([(-3, -30, 130), (-4, -36, 50), (-6, -40, 0), (-22, -20, -46)], 6.5, 7)), 42, vessel - 3)
+    gullet = path([(-3, -30, 130), (-4, -36, 50), (-6, -40, 0), (-22, -20, -46)], 6.5, 7)
+    canvas.blend(canvas.tubes(gullet), 42, ORGANS["muscle"])
     for trunk in trunks:
         canvas.blend(canvas.tubes(trunk), blood + rng.uniform(-8, 8), vessel)
 
@@ -286,21 +290,24 @@ def _spine(canvas: Canvas, centre: Field, rng: np.random.Generator) -> None:
     height = rng.uniform(25, 29)
     phase = np.mod(z + rng.uniform(0, height), height) - height / 2
     to_disc = (height / 2 - np.abs(phase)).astype(np.float32)
+    flat = np.zeros_like(x)
     size = 1 + 0.15 * smooth_step(z, 60, -120)
     waist = 1.6 * smooth_step(to_disc, 3, 11)
-    body = superellipsoid(x / size, (y - 1) / size, np.zeros_like(x), (19, 15.5, 1), 2.4) + waist
+    across, along = np.asarray(x / size, np.float32), np.asarray((y - 1) / size, np.float32)
+    body = superellipsoid(across, along, flat, (19, 15.5, 1), 2.4) + waist
     canvas.paint(body, 88, ORGANS["muscle"])
     vertebra = smooth_max(np.asarray(body, np.float32), 3.2 - to_disc, 2)
     canvas.paint(vertebra, 430, bone)
     canvas.paint(vertebra + 2.6, rng.uniform(190, 250), bone)
-    canal = superellipsoid(x, y + 24, np.zeros_like(x), (10, 8, 1))
+    canal = superellipsoid(x, y + 24, flat, (10, 8, 1))
     level = 4.0 * np.cos(phase * (2 * np.pi / height)) + 7
     ring = np.maximum(np.maximum(canal - 5, -canal), np.abs(phase) - level)
     lamina = np.abs(phase + 5) - 7
-    wing = np.maximum(superellipsoid(np.abs(x) - 24, y + 24 + 0.25 * np.abs(x), np.zeros_like(x), (20, 5.5, 1)), lamina)
+    swept = np.asarray(y + 24 + 0.25 * np.abs(x), np.float32)
+    wing = np.maximum(superellipsoid(np.abs(x) - 24, swept, flat, (20, 5.5, 1)), lamina)
     # The spinous process slopes down, so that a slice meets the one of the vertebra above.
     slope = np.mod(z - 0.5 * (y + 30) + 3, height) - height / 2
-    thorn = np.maximum(superellipsoid(x, y + 38, np.zeros_like(x), (4, 13, 1), 2.6), np.abs(slope) - 8)
+    thorn = np.maximum(superellipsoid(x, y + 38, flat, (4, 13, 1), 2.6), np.abs(slope) - 8)
     arch = smooth_min(smooth_min(np.asarray(ring, np.float32), np.asarray(wing, np.float32), 5),
                       np.asarray(thorn, np.float32), 5)  # fmt: skip
     canvas.paint(arch, 480, bone)
@@ -323,17 +330,17 @@ def _ribs(canvas: Canvas, cage: Field, cage_b: float, rng: np.random.Generator) 
     number = -level / gap
     end = 1 - 0.13 * np.maximum(number - 7.0, 0)
     rib = np.maximum(rib, np.maximum(-number, number - 12) * gap * 0.5)
-    rib = np.asarray(np.maximum(rib, 20 - 200 * (turn - 0.0) * 2.2), np.float32)
-    front = np.minimum(0.80, end)
+    rib = np.maximum(rib, 20 - 440 * turn)
+    ahead = np.minimum(0.80, end)
     costal = np.maximum(rib, (turn - 0.97) * 250)
     costal = np.maximum(costal, (number - 7.5) * 12)
     canvas.paint(np.asarray(np.maximum(costal, (0.79 - turn) * 250), np.float32), 105, ORGANS["muscle"])
-    rib = np.asarray(np.maximum(rib, (turn - front) * 250), np.float32)
-    canvas.paint(rib, 640, bone)
-    canvas.paint(rib + 2.8, 300, bone)
+    bony = np.asarray(np.maximum(rib, (turn - ahead) * 250), np.float32)
+    canvas.paint(bony, 640, bone)
+    canvas.paint(bony + 2.8, 300, bone)
 
     sternum = np.maximum(np.abs(cage - 5) - 5.5, np.abs(x) - (14 + 8 * smooth_step(z, 30, 62)))
-    sternum = np.maximum(sternum, np.maximum(z - 66, -42 - z)) + np.where(y < 0, 99, 0)
+    sternum = np.maximum(np.maximum(sternum, -y), np.maximum(z - 66, -42 - z))
     canvas.paint(np.asarray(sternum, np.float32), 330, bone)
     canvas.paint(np.asarray(sternum + 2.8, np.float32), 160, bone)
     for side in (-1, 1):
@@ -342,9 +349,11 @@ def _ribs(canvas: Canvas, cage: Field, cage_b: float, rng: np.random.Generator) 
         spread = np.maximum(np.abs(side * x - 96 - 0.28 * (z - 45)) - (14 + 0.32 * (z - 2)), np.abs(z - 52) - 50)
         plate = np.maximum(np.maximum(flat, spread), y + 18)
         canvas.paint(np.asarray(plate, np.float32), 420, bone)
-        spur = path([(side * 96.0, -cage_b + 4, 86), (side * 128.0, -cage_b + 22, 96), (side * 150.0, -30.0, 104)], 4.5, 6)
-        collar = path([(side * 16.0, 62.0, 76), (side * 58.0, 66.0, 92), (side * 104.0, 22.0, 108), (side * 140.0, -6.0, 110)], 6, 5)
-        canvas.blend(canvas.tubes([*spur, *collar]), 450, bone)
+        spur = [(96, -cage_b + 4, 86), (128, -cage_b + 22, 96), (150, -30, 104)]
+        collar = [(16, 62, 76), (58, 66, 92), (104, 22, 108), (140, -6, 110)]
+        for points, start_mm, end_mm in ((spur, 4.5, 6.0), (collar, 6.0, 5.0)):
+            rods = path([(side * along, front, up) for along, front, up in points], start_mm, end_mm)
+            canvas.blend(canvas.tubes(rods), 560, bone)
 
 
 def _texture(canvas: Canvas, rng: np.random.Generator) -> None:

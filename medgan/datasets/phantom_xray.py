@@ -12,8 +12,8 @@ from medgan.datasets.phantom_torso import ORGANS, Torso, paint_torso
 
 BACKGROUND, NODULE, OPACITY = 0, 1, 2
 #: Diameters in mm between which lesions are drawn.
-NODULE_MM, OPACITY_MM = (10.0, 30.0), (45.0, 110.0)
-#: A lesion is marked where it is thicker than this share of its greatest thickness along the beam.
+NODULE_MM, OPACITY_MM = (10.0, 30.0), (56.0, 120.0)
+#: A lesion is marked where it adds more than this share of the most that it adds along the beam.
 _SHADOW_SHARE = 0.25
 #: Attenuation of water at the mean energy of a 120 kVp beam, per mm.
 _WATER_PER_MM = 0.0185
@@ -33,7 +33,7 @@ def xray_case(
         Radiograph uint8 with bone bright, mask uint8, and the organ map: lung where the beam crosses more than
         20 mm of it, else bone, else the tissue that the beam crosses longest.
     """
-    torso = paint_torso(canvas, rng, table=False, arms=True)
+    torso = paint_torso(canvas, rng, standing=True)
     shadows = np.zeros((canvas.image.shape[0], canvas.image.shape[2]), np.uint8)
     least = 1.5 * max(canvas.steps_mm[0] * canvas.scale[0], canvas.steps_mm[2] * canvas.scale[2])
     taken: list[tuple[Point, float]] = []
@@ -47,18 +47,17 @@ def xray_case(
         if centre is None:
             continue
         taken.append((centre, radius))
-        lesion = np.zeros_like(canvas.organs)
+        before = canvas.image.copy()
         if is_haze:
-            _haze(torso, lesion, centre, radius, rng)
+            _haze(torso, centre, radius, rng)
         else:
-            paint_nodule(torso, lesion, centre, radius, rng)
-        thickness = (lesion > 0).sum(axis=1)
-        shadow = thickness > _SHADOW_SHARE * max(int(thickness.max()), 1)
-        shadows[shadow] = OPACITY if is_haze else NODULE
+            paint_nodule(torso, np.zeros_like(canvas.organs), centre, radius, rng)
+        added = (canvas.image - before).sum(axis=1)
+        shadows[added > _SHADOW_SHARE * added.max()] = OPACITY if is_haze else NODULE
     return _expose(canvas, rng), shadows, _flat_organs(canvas)
 
 
-def _haze(torso: Torso, lesion: NDArray[np.uint8], centre: Point, radius_mm: float, rng: np.random.Generator) -> None:
+def _haze(torso: Torso, centre: Point, radius_mm: float, rng: np.random.Generator) -> None:
     """Patchy consolidation as in pneumonia: air spaces fill up, densest in the middle, with a cloudy border."""
     canvas = torso.canvas
     box, distance = canvas.lesion(centre, radius_mm, rng.uniform(0.15, 0.28), rng)
@@ -67,7 +66,6 @@ def _haze(torso: Torso, lesion: NDArray[np.uint8], centre: Point, radius_mm: flo
     filled = smooth_step(distance, 0.15 * radius_mm, -0.4 * radius_mm) * clouds * rng.uniform(0.55, 0.85)
     image = canvas.image[box]
     image += np.asarray(filled * lung, np.float32) * (20 - image)
-    lesion[box][(distance < 0) & (lung > 0.5)] = OPACITY
 
 
 def _expose(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -87,7 +85,7 @@ def _expose(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
     broad = ndimage.gaussian_filter(film, [40 / step for step in steps], mode="nearest")
     film = film - rng.uniform(0.4, 0.55) * (broad - broad.mean())
     low, high = np.percentile(film, (6.0, 98.5))
-    curve = np.clip((film - low) / (high - low), 0, 1) ** rng.uniform(0.95, 1.25)
+    curve = np.clip((film - low) / (high - low), 0, 1) ** rng.uniform(1.15, 1.55)
     return np.asarray(np.rint(255 * curve), np.uint8)
 
 

@@ -50,7 +50,7 @@ _SLICES_MM: dict[Modality, tuple[tuple[float, float], ...]] = {"ct": ((0, 95), (
 #: A 2D case is the middle of so many slices, enough for the point-spread function and the noise.
 _SLAB = 5
 #: Depth of the body along the X-ray beam, in mm, and in how many steps it is sampled.
-_BEAM_MM, _BEAM_STEPS = 258.0, 56
+_BEAM_MM, _BEAM_STEPS = 258.0, 50
 _MOST_LESIONS = 4
 
 
@@ -223,11 +223,12 @@ def _phantom(modality: Modality, arrays: Sequence[NDArray[Any]], affine: NDArray
     return Phantom(image, mask, organ_map)
 
 
-def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, dims: Literal[2, 3] = 3) -> Path:
+def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, dims: Literal[2, 3] = 3,
+                   shape: Sequence[int] | None = None) -> Path:  # fmt: skip
     """Writes phantoms as a data set in the nnU-Net v2 layout.
 
-    Case i is `phantom(modality, [seed, i], dims=dims)`. CT and MR are NIfTI, radiographs PNG, which nnU-Net reads with
-    its reader for natural images (`file_ending` ".png"). `dataset.json` is written last.
+    Case i is `phantom(modality, [seed, i], dims=dims, shape=shape)`. CT and MR are NIfTI, radiographs PNG, which
+    nnU-Net reads with its reader for natural images (`file_ending` ".png"). `dataset.json` is written last.
 
     Args:
         folder: Gets `imagesTr`, `labelsTr` and `dataset.json`.
@@ -235,6 +236,7 @@ def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, d
         count: How many cases.
         seed: Of the whole data set.
         dims: 2 for single slices.
+        shape: Voxels along each axis, as for `build`.
 
     Returns:
         The folder.
@@ -248,7 +250,7 @@ def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, d
     _refuse_others(folder / "imagesTr", {f"{name}_0000{ending}" for name in names})
     _refuse_others(folder / "labelsTr", {f"{name}{ending}" for name in names})
     for index, name in enumerate(names):
-        image, mask = phantom(modality, [seed, index], dims=dims)
+        image, mask = phantom(modality, [seed, index], dims=dims, shape=shape)
         write(image, folder / "imagesTr" / f"{name}_0000{ending}")
         write(mask, folder / "labelsTr" / f"{name}{ending}")
     description = {
@@ -265,7 +267,7 @@ def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, d
     return folder
 
 
-def write_class_phantoms(folder: Path, *, count: int, seed: int) -> Path:
+def write_class_phantoms(folder: Path, *, count: int, seed: int, shape: Sequence[int] | None = None) -> Path:
     """Writes chest radiographs into one folder per class, `normal` and `opacity`, as PNG.
 
     Case i has seed [seed, i]; even ones are normal, odd ones bear one to four nodules or opacities.
@@ -274,6 +276,7 @@ def write_class_phantoms(folder: Path, *, count: int, seed: int) -> Path:
         folder: Gets a sub-folder for each of `IMAGE_CLASSES`.
         count: How many radiographs in all.
         seed: Of the whole data set.
+        shape: Pixels along columns and rows, as for `build`.
 
     Returns:
         The folder.
@@ -285,7 +288,7 @@ def write_class_phantoms(folder: Path, *, count: int, seed: int) -> Path:
         names = {index: f"xrayphantom_{index:04d}.png" for index in range(label, count, len(IMAGE_CLASSES))}
         _refuse_others(folder / kind, set(names.values()))
         for index, name in names.items():
-            image, _ = phantom("xray", [seed, index], dims=2, lesions=None if label else 0)
+            image, _ = phantom("xray", [seed, index], dims=2, shape=shape, lesions=None if label else 0)
             write_planar(image, folder / kind / name)
     return folder
 

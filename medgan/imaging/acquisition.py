@@ -147,14 +147,14 @@ class Acquisition:
             return np.ones((self.fine, 1))
         curvature = np.diff(np.eye(self.fine), n=2, axis=0)
         weight = (SMOOTHNESS + SMOOTHNESS_NOISE * self.noise**2) * self.factor**3
-        normal = self.matrix.T @ self.matrix + weight * curvature.T @ curvature
-        inverse: NDArray[np.float64] = linalg.solve(normal, self.matrix.T, assume_a="pos")
+        normal = self.matrix.T @ self.matrix + weight * (curvature.T @ curvature)
+        inverse: NDArray[Any] = linalg.solve(normal, self.matrix.T, assume_a="pos")
         return inverse
 
     @cached_property
     def positions(self) -> NDArray[np.float64]:
         """Centres of the fine voxels, (N,), in slice spacings from the first slice's outer edge."""
-        return (np.arange(self.fine) + 0.5) / self.factor
+        return np.asarray((np.arange(self.fine) + 0.5) / self.factor, dtype=np.float64)
 
 
 def along(matrix: NDArray[Any], array: NDArray[Any], axis: int) -> NDArray[np.float32]:

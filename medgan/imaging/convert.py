@@ -42,7 +42,8 @@ def to_volume(image: Any, *, spacing_mm: Sequence[float] | None = None) -> tuple
         type; floating-point kinds keep theirs.
 
     Raises:
-        Refused: `INPUT_KIND`, `GEOM_NO_SPACING`, `GEOM_SHEAR`, `GEOM_UNITS`, `DIM_*`, `PIX_*`, or what is wrong with the file or the values.
+        Refused: `INPUT_KIND`, `DIM_*`, `GEOM_NO_SPACING`, `GEOM_SHEAR`, `GEOM_UNITS`, `PIX_*`, or whatever is wrong
+            with the file.
     """
     if isinstance(image, Volume):
         return image, _same

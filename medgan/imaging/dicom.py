@@ -21,6 +21,7 @@ from medgan.imaging.dicom_geometry import Series, Stack, arrange
 from medgan.imaging.dicom_header import Instance, text, texts
 from medgan.imaging.dicom_pixels import load_frames, working_type
 from medgan.imaging.volume import Modality, Volume
+from medgan.storage import PARTIAL
 
 __all__ = ["Series", "Stack", "arrange", "find_series", "is_dicom", "load_series", "read_series", "template"]
 
@@ -101,6 +102,8 @@ class _Search:
         found, below = len(self.instances), []
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
+            if entry.name.startswith(PARTIAL):  # half-written output of a run that was killed
+                continue
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
             elif entry.is_file(follow_symlinks=False):

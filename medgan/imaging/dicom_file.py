@@ -77,7 +77,7 @@ class _HeaderStream(io.RawIOBase):
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         super().__init__()
         self._stream, self._path, self._total = stream, path, 0
-        self.ended_inside = False
+        self.ended_inside, self._was_at_end = False, False
         self._size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
 
@@ -89,12 +89,19 @@ class _HeaderStream(io.RawIOBase):
             raise Refused("LIMIT", self._path, f"the header is larger than {HEADER_LIMIT // 2**20} MiB",
                           "Remove the oversized elements from the file")
         data = self._stream.read(min(asked, left))
-        # Between two elements pydicom asks for the 8 bytes of the next tag and length; getting none is a clean end.
-        self.ended_inside = len(data) < asked and not (asked == 8 and not data)
+        # Between two elements pydicom asks for the 8 bytes of the next tag and length; getting none is a clean end,
+        # unless it then asks again: then the first question was for a value.
+        at_end = asked == 8 and not data
+        if len(data) < asked and (not at_end or self._was_at_end):
+            self.ended_inside = True
+        self._was_at_end = at_end
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        position = self._stream.seek(offset, whence)
+        if position < self._size:  # it had looked ahead for a delimiter, and goes on from before the end
+            self.ended_inside = False
+        return position
 
     def tell(self) -> int:
         return self._stream.tell()
@@ -193,11 +200,15 @@ def _parse(path: Path, raw: IO[bytes], kind: str, size: int) -> Instance:
         meta = header.file_meta
         implicit, little = header.original_encoding
     position = stream.tell()
+    cut = Refused("FILE_TRUNCATED", path, "the file ends inside its header", "Copy it again from its source")
+    if not found and stream.ended_inside and len(meta) and not _is_known_class(header):
+        raise cut
     _check_object(path, header, kind)
     if not found:
         if stream.ended_inside:
-            raise Refused("FILE_TRUNCATED", path, "the file ends inside its header", "Copy it again from its source")
+            raise cut
         raise Refused("PIX_MISSING", path, "an image object without pixel data", "Export it again with its pixels")
+    _check_uids(path, header)
     tag, vr, length = found[0]
     if tag != _PIXEL_DATA:
         raise Refused("PIX_MISSING", path, "the pixels are floating-point maps, not an image", "Remove the file")
@@ -215,9 +226,18 @@ def _parse(path: Path, raw: IO[bytes], kind: str, size: int) -> Instance:
     return _check_length(instance, raw, None if deflated else size)
 
 
+def _sop_class(header: Any) -> str:
+    return text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
+
+
+def _is_known_class(header: Any) -> bool:
+    uid = pydicom.uid.UID(_sop_class(header))
+    return bool(uid.name != uid)
+
+
 def _check_object(path: Path, header: Any, kind: str) -> None:
-    """Passes over or refuses what is not an image, and refuses UIDs that are none."""
-    sop_class = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
+    """Passes over or refuses what is not an image."""
+    sop_class = _sop_class(header)
     if sop_class == _DICOMDIR_CLASS or "DirectoryRecordSequence" in header:
         # Never followed: its references may lead out of the folder (the shape of CVE-2026-32711).
         raise PassedOver("DICOMDIR_IGNORED", Refused("NO_IMAGES", path, "a DICOMDIR is an index, not an image",
@@ -231,6 +251,9 @@ def _check_object(path: Path, header: Any, kind: str) -> None:
     named_image = "Image Storage" in pydicom.uid.UID(sop_class).name
     if is_map or ("Rows" not in header and not named_image):
         raise PassedOver("NON_IMAGE_SKIPPED", _no_image(path))
+
+
+def _check_uids(path: Path, header: Any) -> None:
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
         value = text(header, keyword)
         if value and (len(value) > _UID_LENGTH or not _UID.fullmatch(value)):

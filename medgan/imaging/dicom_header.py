@@ -6,6 +6,7 @@ Nothing is read or decoded here. No value that may identify a patient leaves the
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,17 @@ class Frame:
     has_lut: bool = False
 
 
+def _value(data_set: Any, keyword: str) -> Any:
+    """The value of an element or None; pydicom's warnings quote values, which may be a patient's, and are dropped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return data_set.get(keyword)
+
+
 def texts(data_set: Any, keyword: str) -> list[str]:
     """The values of an element as stripped strings; empty where it is absent or unreadable."""
     try:
-        value = data_set.get(keyword)
+        value = _value(data_set, keyword)
         if value is None:
             return []
         values = [value] if isinstance(value, str | int | float) or not hasattr(value, "__iter__") else list(value)
@@ -137,7 +145,7 @@ def text(data_set: Any, keyword: str) -> str:
 def numbers(data_set: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     """The numbers of an element, (count,); None where it is absent or empty, NaN where it holds something else."""
     try:
-        value = data_set.get(keyword)
+        value = _value(data_set, keyword)
         if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
             return None
         result = np.array(value, dtype=np.float64).reshape(-1)
@@ -180,7 +188,7 @@ def frames_of(instance: Instance) -> list[Frame]:
 
 
 def _items(data_set: Any, keyword: str) -> list[Any]:
-    value = data_set.get(keyword)
+    value = _value(data_set, keyword)
     return list(value) if value else []
 
 

@@ -215,7 +215,8 @@ def _common(volume: Volume, uids: _Uids, sop_class: str, modality: str, model_ha
          SeriesInstanceUID=uids.of("series"), SeriesNumber=1, Manufacturer="medgan",
          ManufacturerModelName="medgan", SoftwareVersions=_version(),
          ImageType=_image_type(sop_class), SyntheticData="YES", DerivationDescription=derivation[:1024],
-         ContentQualification="RESEARCH", BurnedInAnnotation="NO", LossyImageCompression="00", PatientOrientation="", Laterality="",
+         ContentQualification="RESEARCH", BurnedInAnnotation="NO", LossyImageCompression="00", PatientOrientation="",
+         Laterality="",
          ContributingEquipmentSequence=[_equipment(model_hash)], AcquisitionNumber=1,
          SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", Rows=volume.shape[1], Columns=volume.shape[0],
          BitsAllocated=16, BitsStored=16, HighBit=15)

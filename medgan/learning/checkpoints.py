@@ -199,3 +199,16 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise Refused("CKPT_NONFINITE", path, f"{name} holds values that are not finite", "Train again")
     return tensors, metadata
+
+
+def newest_run(root: Path, fingerprint: str, task: str) -> Run | None:
+    """The run below `root` that was finished last for this task on the data set with this fingerprint."""
+    found = []
+    for file in root.glob(f"*/{WEIGHTS}"):
+        try:
+            run = open_run(file.parent)
+        except Refused:
+            continue
+        if run.config.task == task and run.dataset.get("fingerprint") == fingerprint:
+            found.append((file.stat().st_mtime, str(run.path), run))
+    return max(found)[2] if found else None

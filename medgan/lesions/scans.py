@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -12,6 +10,7 @@ from scipy import ndimage
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.errors import Refused
+from medgan.imaging.convert import cast
 from medgan.imaging.geometry import reorient
 from medgan.imaging.intensity import BACKGROUND_SHARE, IntensityMap, intensity_maps
 from medgan.imaging.volume import Volume
@@ -78,15 +77,8 @@ class Scan:
             was, now = self.image[channel][changed], image[channel][changed]
             # Only the difference is added, so that what the map had clipped is not lost.
             step = values_map.inverse(now) - values_map.inverse(was)
-            flat[channel][changed] = _as(flat[channel][changed] + step, raw.dtype)
+            flat[channel][changed] = cast(flat[channel][changed] + step, raw.dtype)
         return self.volume.with_array(raw)
-
-
-def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if np.issubdtype(dtype, np.integer):
-        info = np.iinfo(dtype)
-        return np.clip(np.rint(values), info.min, info.max).astype(dtype)
-    return values.astype(dtype)
 
 
 def open_scan(dataset: Dataset, case: Case, config: Config) -> Scan:

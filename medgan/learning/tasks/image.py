@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.errors import Refused
+from medgan.imaging.convert import cast
 from medgan.imaging.geometry import reorient, resample
-from medgan.imaging.intensity import intensity_maps
+from medgan.imaging.intensity import IntensityMap, intensity_maps
 from medgan.imaging.volume import Volume
 from medgan.learning import losses
 from medgan.learning.networks import ImageDiscriminator, ImageGenerator
 from medgan.learning.task import Batch, Parts, Task
+
+if TYPE_CHECKING:
+    from medgan.learning.checkpoints import Run
 
 #: The class of a data set that names none.
 ONLY_CLASS = "image"
@@ -173,3 +177,27 @@ def _resize(volume: Volume, size: tuple[int, ...]) -> Volume:
         return volume
     spacing = tuple(s * n / m for s, n, m in zip(volume.spacing_mm, volume.shape, size, strict=True))
     return resample(volume, spacing, order=1, shape=size)
+
+
+def made_volume(generator: nn.Module, run: Run, label: str | None, template: Volume, seed: int) -> Volume:
+    """One made image of a class, with the grid, type and value range of a real one.
+
+    Args:
+        generator: The run's generator.
+        run: Of the image task.
+        label: A class of the run; None where it has none.
+        template: A real image that gives shape, affine and dtype.
+        seed: Draws the image.
+    """
+    classes = list(run.interface["classes"])
+    made = sample(generator, classes.index(label) if label in classes else 0, 1, seed)[0]
+    if made.ndim - 1 != template.dims:
+        raise Refused("RUN_TASK", run.path, f"it makes {made.ndim - 1}D images and the data is {template.dims}D",
+                      f"Train one with --set data.dims={template.dims}")
+    mapped = [IntensityMap((low, high), (-1.0, 1.0)).inverse(channel, np.float32) if run.config.intensity.knots is None
+              else intensity_maps(made, run.config.intensity)[0].inverse(channel, np.float32)
+              for channel, (low, high) in zip(made, run.interface["raw_range"], strict=True)]
+    small = Volume(np.stack(mapped), np.diag((*(list(run.interface["spacing_mm"]) + [1.0])[:3], 1.0)))
+    spacing = tuple(s * n / m for s, n, m in zip(small.spacing_mm, small.shape, template.shape, strict=True))
+    full = resample(small, spacing, order=1, shape=template.shape) if small.shape != template.shape else small
+    return template.with_array(cast(full.array, template.array.dtype))

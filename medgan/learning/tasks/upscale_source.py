@@ -44,6 +44,8 @@ NOISE = 0.04
 VOXELS, CASES = 250_000_000, 200
 #: A patch that varies less than this, in network values, is empty; how often another is drawn instead.
 FLAT, TRIES = 0.05, 4
+#: How often a patch is shown in another contrast, of how many straight pieces, and how often upside down then.
+CONTRAST, PIECES, INVERTED = 0.5, 6, 0.2
 
 
 def condition(factor: float, anisotropy: float, thickness: float, profile: Profile) -> list[float]:
@@ -184,7 +186,10 @@ class UpscaleSource:
         for along in (0, 1):
             if rng.random() < 0.5:
                 index[along] = index[along][::-1]
-        return block[np.ix_(*index)], scan.maps[channel]
+        fine = block[np.ix_(*index)]
+        if rng.random() < CONTRAST:
+            fine = _contrast(rng, fine, scan.maps[channel])
+        return fine, scan.maps[channel]
 
 
 @dataclass(frozen=True)
@@ -265,6 +270,16 @@ class _Plan:
         if self.factor == self.grid:
             return scan
         return Acquisition(self.slices, self.factor, scan.thickness, scan.profile)
+
+
+def _contrast(rng: np.random.Generator, raw: NDArray[np.float32], mapping: IntensityMap) -> NDArray[np.float32]:
+    """Other grey values for the same tissue: edges stay where they are, and no contrast is learned by heart."""
+    knots = np.linspace(-1, 1, PIECES + 1)
+    strength = rng.uniform(0, 0.5)
+    values = (1 - strength) * knots + strength * rng.uniform(-1, 1, knots.size)
+    if rng.random() < INVERTED:
+        values = -values
+    return mapping.inverse(np.interp(mapping.forward(raw), knots, values), np.float32)
 
 
 def _averaged(fine: NDArray[np.float32], plan: _Plan) -> NDArray[np.float32]:

@@ -1,0 +1,232 @@
+"""The `medgan` command: parse, call one verb, print. Nothing heavy is imported before a verb is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medgan import __version__
+from medgan.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_SKIPPED, Interrupted, Refused
+
+if TYPE_CHECKING:
+    from medgan.verbs.progress import Progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Train conditional GANs and super-resolution generators on your own DICOM and NIfTI data.")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, as a.b=c. May be repeated.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random (0).")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path | None, typer.Argument(help="Data set; none: built-in phantoms.")] = None,
+    modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us.")] = None,
+    task: Annotated[str | None, typer.Option(help="lesion, image or upscale; none: what the data allows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; none: runs/<data set>-<task>.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="About how long to train.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a generator; without a data set, on phantoms."""
+    from medgan.verbs.train import train as verb
+
+    with _Bar() as bar:
+        run = verb(dataset, modality=modality, task=task, out=out, minutes=minutes, resume=resume, config=config,
+                   settings=settings or (), seed=seed, device=device, progress=bar)
+    if as_json:
+        _print_json({"run": str(run.path), "task": run.config.task, "dataset": dict(run.dataset),
+                     "weights": run.hash()})
+    else:
+        if dataset is None and not resume:
+            print(f"No data set was given: trained on built-in phantoms in {run.path / 'phantoms'}.")
+        print(f"Run: {run.path}\nPictures: {run.path / 'samples'}")
+
+
+@app.command()
+def augment(
+    dataset: Annotated[Path, typer.Argument(help="Data set with masks or classes.")],
+    factor: Annotated[float, typer.Option(help="Wanted training cases over present ones.")] = 2.0,
+    out: Annotated[Path | None, typer.Option(help="New data set; none: DATASET-xF.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Run folder; none: the newest on this data.")] = None,
+    method: Annotated[str, typer.Option(help="gan, paste or procedural.")] = "gan",
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us.")] = None,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a data set anew with synthetic training cases."""
+    from medgan.verbs.augment import augment as verb
+
+    _choice("--method", method, ("gan", "paste", "procedural"))
+    with _Bar() as bar:
+        made = verb(dataset, factor=factor, out=out, model=model, method=method,  # type: ignore[arg-type]
+                    workers=workers, modality=modality, config=config, settings=settings or (), seed=seed or 0,
+                    device=device, progress=bar)
+    if as_json:
+        _print_json({"out": str(made.out), "originals": made.originals, "synthetic": list(made.synthetic),
+                     "skipped": dict(made.skipped), "run": str(made.run) if made.run else None})
+    else:
+        print(f"{made.out}: {made.originals} real cases and {len(made.synthetic)} synthetic ones")
+    for case, why in made.skipped.items():
+        print(f"skipped {case}: {why}", file=sys.stderr)
+    if made.skipped:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+@app.command()
+def synthesize(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    count: Annotated[int, typer.Option(min=1, help="How many cases.")],
+    out: Annotated[Path, typer.Option(help="Where to write them.")],
+    label: Annotated[str | None, typer.Option(help="Lesion label or class.")] = None,
+    size_mm: Annotated[float | None, typer.Option(help="Equivalent diameter of the lesions, in mm.")] = None,
+    settings: Settings = None, seed: Seed = None, device: Device = None, as_json: AsJson = False,
+) -> None:
+    """Make cases with a run."""
+    from medgan.verbs.synthesize import synthesize as verb
+
+    with _Bar() as bar:
+        made = verb(run, count, out=out, label=label, size_mm=size_mm, seed=seed or 0, device=device,
+                    settings=settings or (), progress=bar)
+    if as_json:
+        _print_json({"out": str(out), "cases": [case.record for case in made]})
+    else:
+        print(f"{out}: {len(made)} synthetic cases")
+    if len(made) < count:
+        print(f"{count - len(made)} of {count} found no place in the tissue", file=sys.stderr)
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set or run.")],
+            as_json: AsJson = False) -> None:
+    """Say what a path is and what is wrong with it."""
+    from medgan.verbs.inspect import inspect as verb
+
+    found = verb(path)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        print(f"{path}: {found.kind}, {found.status}")
+        for key, value in found.summary.items():
+            print(f"  {key}: {value}")
+        for volume in found.volumes:
+            print("  " + ", ".join(f"{name} {value}" for name, value in volume.items()))
+        for note in found.notes:
+            fix = f". {note['fix']}." if "fix" in note else ""
+            print(f"  {'error' if found.status == 'refused' else 'warning'}[{note['code']}] {note['where']}: "
+                  f"{note['why']}{fix}")
+    if found.status == "refused":
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(context: typer.Context,
+        pipeline: Annotated[str, typer.Argument(help="lesion_classifier, or a .py file.")]) -> None:
+    """Run a pipeline; what follows -- goes to it."""
+    from medgan.verbs.run import run_pipeline
+
+    run_pipeline(pipeline, context.args)
+
+
+def main() -> None:
+    """Entry point: verbs' refusals and interruptions become messages and exit codes."""
+    try:
+        app()
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        # A full disk or a lost mount is the user's to mend, and no traceback helps with it.
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                help="Print the version.")] = False) -> None:
+    pass
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise Refused("CFG_VALUE", f"{name} {value}", "there is no such choice", f"Use one of {', '.join(known)}")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+class _Bar:
+    """A progress bar with rate and time left on a terminal; a line a stage elsewhere."""
+
+    def __enter__(self) -> _Bar:
+        self.stage, self.bar, self.started, self.first = "", None, 0.0, 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage != self.stage:
+            self._begin(progress)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=progress.done, total=progress.total,
+                            text=" · ".join(part for part in (self._rate(progress), progress.text) if part))
+
+    def _begin(self, progress: Progress) -> None:
+        self.stage, self.started, self.first = progress.stage, time.monotonic(), progress.done
+        if not sys.stderr.isatty():
+            print(f"{progress.stage}: {progress.text}" if progress.text else progress.stage, file=sys.stderr, flush=True)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                        TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+        self.task = self.bar.add_task(progress.stage, total=progress.total, text="")
+        self.bar.start()
+
+    def _rate(self, progress: Progress) -> str:
+        elapsed, done = time.monotonic() - self.started, progress.done - self.first
+        if elapsed < 1 or done <= 0:
+            return ""
+        rate = done / elapsed
+        left = f", {_duration((progress.total - progress.done) / rate)} left" if progress.total else ""
+        shown = f"{rate:.0f} {progress.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s a {progress.unit.rstrip('s')}"
+        return shown + left
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Making and saving one synthetic case after another: what `augment` and `synthesize` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medgan.config import Config
+from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.layouts import LAYOUTS
+from medgan.datasets.provenance import Provenance
+from medgan.errors import Refused
+from medgan.imaging.volume import Volume
+
+#: (number, parent, new case) -> why it could not be made, or an empty string.
+Factory = Callable[[int, Case, Case], str]
+
+
+def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out: Path, seed: int, *,
+            label: str | None = None, size_mm: float | None = None, count: int | None = None) -> Factory:
+    """A function that makes one synthetic case under `out`; its side-car is written last and marks it as done.
+
+    Args:
+        dataset: Where parents come from.
+        config: Settings.
+        method: `gan`, `paste` or `procedural`.
+        run: The run folder of the generator, for `gan`.
+        out: Root of the data set that is written.
+        seed: Seed of the whole; each case mixes in its number.
+        label: Lesion label every lesion must contain.
+        size_mm: Wanted equivalent diameter.
+        count: Lesions a case; None: as in the data.
+    """
+    from medgan.learning.checkpoints import open_run
+    from medgan.learning.loop import step_seed
+
+    opened = open_run(run) if run is not None else None
+    layout = LAYOUTS[dataset.layout]
+    model = {"model": opened.path.name, "model_hash": opened.hash()} if opened else {"model": "", "model_hash": ""}
+
+    def save(number: int, parent: Case, new: Case, image: Volume, mask: Volume | None, **what: Any) -> None:
+        placed = layout.place(out, dataset, new)
+        record = Provenance(id=new.id, patient=new.patient, seed=step_seed(seed, number), method=method, **model,
+                            **what)
+        layout.save(dataset, placed, image, mask, parent, provenance=record)
+        record.write(layout.sidecar(placed))
+
+    if config.task == "image":
+        assert opened is not None
+        from medgan.learning.tasks.image import made_volume
+
+        generator = opened.generator(config.device)
+
+        def make_image(number: int, parent: Case, new: Case) -> str:
+            template, _ = dataset.load(parent)
+            image = made_volume(generator, opened, parent.label, template, step_seed(seed, number))
+            save(number, parent, new, image, None, parents=(), label=parent.label)
+            return ""
+
+        return make_image
+
+    from medgan.lesions.compose import compose
+    from medgan.lesions.library import build_library
+    from medgan.lesions.makers import Maker, Paste, Procedural
+    from medgan.lesions.placement import Ground
+    from medgan.lesions.scans import open_scan
+
+    library = build_library(dataset, config)
+    maker: Maker
+    if method == "gan":
+        assert opened is not None
+        from medgan.lesions.gan import Gan
+
+        maker = Gan(opened, config.device)
+    else:
+        maker = Paste() if method == "paste" else Procedural(library)
+
+    def make_lesions(number: int, parent: Case, new: Case) -> str:
+        scan = open_scan(dataset, parent, config)
+        finest = config.data.spacing_mm or float(np.min(scan.spacing_mm[:2]))
+        ground = Ground(scan, library, finest_mm=finest, crop=config.data.crop)
+        made = compose(ground, maker, config.augment, step_seed(seed, number), count=count, label=label,
+                       size_mm=size_mm)
+        if made is None:
+            return "no lesion found a place in the tissue and passed the gates"
+        save(number, parent, new, made.image, made.mask, parents=(parent.id,),
+             label=label or made.lesions[0].label, lesions=made.lesions, gates=made.gates)
+        return ""
+
+    return make_lesions
+
+
+def new_patient(case: Case) -> Case:
+    """A whole made image is nobody: it is its own patient."""
+    return replace(case, patient=case.id)
+
+
+def refuse_unknown_label(names: tuple[str, ...], label: str | None) -> None:
+    """Refuses a label that the run does not know."""
+    if label is not None and label not in names:
+        raise Refused("LABEL_UNKNOWN", f"--label {label}", "the run does not know it", f"Use one of {', '.join(names)}")

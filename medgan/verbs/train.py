@@ -1,0 +1,216 @@
+"""`train`: from a folder of images to a run folder with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medgan.config import Config
+from medgan.datasets.cases import Dataset
+from medgan.datasets.layouts import open_dataset
+from medgan.errors import Interrupted, Refused
+from medgan.storage import locked, remove_partial, write_text
+from medgan.verbs.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from medgan.learning.checkpoints import Run
+
+#: Where runs go that are given no name.
+RUNS = Path("runs")
+#: How many phantoms stand in for a data set.
+PHANTOMS = 8
+#: Length of a run on phantoms: a first look, within three minutes on two cores.
+PHANTOM_BUDGET = {"training.images": 2_600, "training.limit_minutes": 2.0, "training.report_images": 1_300}
+
+
+def train(dataset: str | Path | None = None, *, modality: str | None = None, task: str | None = None,
+          out: str | Path | None = None, minutes: float | None = None, resume: bool = False,
+          config: str | Path | None = None, settings: Sequence[str] | Mapping[str, Any] = (),
+          seed: int | None = None, device: str | None = None, progress: Report = silent) -> Run:
+    """Trains a generator on a data set, or on the built-in phantoms of a modality when there is none.
+
+    Args:
+        dataset: A data set of any layout in docs/formats.md; None uses phantoms.
+        modality: `ct`, `mr`, `xray` or `us`; None: what the data set says of itself.
+        task: `lesion`, `image` or `upscale`. None: lesion if there are masks, else image if there are classes,
+            else upscale.
+        out: The run folder; None: `runs/<data set>-<task>`, numbered.
+        minutes: About how long to train, in minutes of wall time; None: as many images as the settings say.
+        resume: Goes on with the run in `out` where it was.
+        config: A TOML file of settings.
+        settings: Single settings, as `["training.batch=8"]` or a mapping.
+        seed: Seed of everything random.
+        device: `auto`, `cpu` or `cuda`.
+        progress: Told of each step.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        Refused: Whatever is wrong with the data, the settings or the output folder, before any work starts.
+        Interrupted: Stopped by the user; the work is saved and `resume=True` goes on.
+    """
+    if resume:
+        if out is None:
+            raise Refused("CFG_VALUE", "--resume", "it is not said which run to go on with", "Name it with --out RUN")
+        return _resume(Path(out), progress)
+    sets = dict(_as_mapping(settings))
+    if dataset is None:
+        if modality is None:
+            raise Refused("CFG_VALUE", "--modality", "without a data set the modality must be named",
+                          "Use --modality ct, mr or xray, or give a data set")
+        task = task or "lesion"
+        sets = PHANTOM_BUDGET | sets
+    else:
+        opened = open_dataset(dataset)
+        modality = modality or opened.modality
+        task = task or default_task(opened)
+        if modality is None:
+            raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is",
+                          "Use --modality ct, mr, xray or us")
+    if minutes is not None:
+        sets |= {"training.minutes": float(minutes), "training.limit_minutes": float(minutes)}
+    resolved = Config.resolve(modality, task, file=config, settings=sets, seed=seed, device=device)
+    folder = Path(out) if out is not None else _next_run(f"{Path(dataset).stem if dataset else modality + '-phantoms'}"
+                                                         f"-{task}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused("OUT_EXISTS", folder, "the run folder exists and is not empty",
+                      "Name another with --out, or go on with it with --resume")
+    if dataset is None:
+        opened = _phantoms(folder / "phantoms", modality, resolved, progress)
+    check_trainable(opened, task)
+    return _train(opened, resolved, folder, progress)
+
+
+def default_task(dataset: Dataset) -> str:
+    """Lesion if the data set has masks, else image if it has classes, else upscale."""
+    if any(case.mask is not None for case in dataset.cases):
+        return "lesion"
+    return "image" if dataset.classes else "upscale"
+
+
+def check_trainable(dataset: Dataset, task: str) -> None:
+    """Refuses what the task cannot learn from, before any work starts."""
+    cases = [case for case in dataset.split("train") if not case.synthetic]
+    if not cases:
+        raise Refused("DATASET_EMPTY", dataset.root, "there is no training case", "Give cases of the split `train`")
+    if task == "lesion" and not any(case.mask is not None for case in cases):
+        raise Refused("LABEL_MISSING", dataset.root, "the lesion task needs masks and no training case has one",
+                      "Give masks, or use --task image or --task upscale")
+
+
+def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> Run:
+    from medgan.learning.checkpoints import create_run
+    from medgan.learning.tasks import TASKS
+
+    real = dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
+    progress(Progress("reading", 0, None, "cases", f"{len(real.split('train'))} training cases of {dataset.name}"))
+    source = TASKS[config.task].source(real, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        about = {"name": dataset.name, "path": str(dataset.root.resolve()), "fingerprint": real.fingerprint(),
+                 "training_cases": len(real.split("train"))}
+        run = create_run(folder, config, source.interface, about)
+        return _learn(run, source, progress)
+
+
+def _resume(folder: Path, progress: Report) -> Run:
+    from medgan.learning.checkpoints import open_run
+    from medgan.learning.tasks import TASKS
+
+    run = open_run(folder)
+    dataset = open_dataset(run.dataset["path"])
+    real = dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
+    if real.fingerprint() != run.dataset["fingerprint"]:
+        raise Refused("CKPT_MISMATCH", folder, f"the data set {dataset.root} has changed since the run began",
+                      "Start a new run")
+    with locked(folder):
+        remove_partial(folder)
+        return _learn(run, TASKS[run.config.task].source(real, run.config), progress)
+
+
+def _learn(run: Run, source: Any, progress: Report) -> Run:
+    import torch
+
+    from medgan.learning import checkpoints, loop
+    from medgan.learning.tasks import TASKS
+    from medgan.reports.sheets import save
+
+    config = run.config
+    torch.manual_seed(config.seed)
+    task = TASKS[config.task](config, run.interface)
+    state = loop.State.fresh(task, config.training)
+    if checkpoints.load_state(state, run.path):
+        checkpoints.trim_log(run.path, state.images)
+    if run.finished:
+        return run
+    samples = run.path / checkpoints.SAMPLES
+    if state.images == 0:
+        save(task.sheet(state.average, source), samples / "0000000.png")
+    steps = loop.train(state, source, config)
+    try:
+        for step in steps:
+            progress(Progress("training", step.images, step.total, "images",
+                              f"{step.images_per_second:.0f} images/s" + (f"; {step.note}" if step.note else "")))
+            if step.report or step.note:
+                checkpoints.append_log(run.path, _entry(step))
+            if step.report:
+                save(task.sheet(state.average, source), samples / f"{step.images:07d}.png")
+                checkpoints.save_state(state, run.path)
+    except KeyboardInterrupt:
+        checkpoints.save_state(state, run.path)
+        raise Interrupted(f"stopped at {state.images} images; go on with: medgan train --out {run.path} --resume"
+                          ) from None
+    write_text(run.path / "MODEL_CARD.md", _card(run, state.images))
+    checkpoints.save_weights(state.average, run.path / checkpoints.WEIGHTS,
+                             {"task": config.task, "images": str(state.images)})
+    return run
+
+
+def _entry(step: Any) -> dict[str, Any]:
+    return {"images": step.images, "total": step.total, "images_per_second": round(step.images_per_second, 2),
+            "waiting": round(step.waiting, 4), "note": step.note,
+            **{name: round(value, 5) if value == value else None for name, value in step.parts.items()}}
+
+
+def _card(run: Run, images: int) -> str:
+    config, about = run.config, run.dataset
+    return f"""# Model card: {run.path.name}
+
+A `{config.task}` generator ({config.data.dims}D, {config.modality}) trained with medgan.
+
+- Data: {about["name"]}, {about["training_cases"]} training cases (fingerprint `{about["fingerprint"]}`).
+- Channels: {", ".join(run.interface.get("channel_names", [])) or run.interface.get("channels")}.
+- Recipe: {images} images seen, batch {config.training.batch}, objective {config.training.objective}, seed {config.seed};
+  every setting is in `config.json`, the losses in `log.jsonl`, pictures in `samples/`.
+- Licence: the weights may be used as the training data's own terms allow.
+- Limits: made for data augmentation in research, from the patients named above and nobody else. It adds no scanner,
+  disease or population that the data lacks. Whether its samples help must be measured on held-out real patients.
+  Not for diagnosis.
+"""
+
+
+def _phantoms(folder: Path, modality: str, config: Config, progress: Report) -> Dataset:
+    from medgan.datasets.phantoms import write_phantoms
+
+    progress(Progress("making phantoms", 0, None, "cases",
+                      f"no data set given: {PHANTOMS} built-in {modality} phantoms stand in"))
+    write_phantoms(folder, modality, count=PHANTOMS, seed=config.seed)  # type: ignore[arg-type]
+    return open_dataset(folder)
+
+
+def _next_run(name: str) -> Path:
+    """`runs/<name>`, or `runs/<name>-2` and so on where that is taken."""
+    number = 1
+    while (folder := RUNS / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def _as_mapping(settings: Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    from medgan.config import parse_setting
+
+    return settings if isinstance(settings, Mapping) else dict(parse_setting(text) for text in settings)
+
+
