@@ -82,7 +82,7 @@ class Loss(Section):
     rim: float = Field(20.0, ge=0, description="L1 in the blended rim around a lesion.")
     histogram: float = Field(1.0, ge=0, description="Distance of sorted values inside the mask.")
     features: float = Field(1.0, ge=0, description="Feature matching in the discriminator.")
-    diversity: float = Field(0.1, ge=0, description="Reward for differing under differing noise, up to a bound.")
+    diversity: float = Field(0.5, ge=0, description="Reward for differing under differing noise, up to a bound.")
     healthy_share: float = Field(0.3, ge=0, lt=1, description="Share of lesion-free voids in a batch.")
 
 

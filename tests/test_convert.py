@@ -23,7 +23,7 @@ from medgan.imaging.volume import Volume
 
 TURN = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1.0]])
 AFFINE = np.eye(4)
-AFFINE[:3, :3] = TURN @ np.diag([-0.5, 1, 2])
+AFFINE[:3, :3] = TURN @ np.diag([0.5, 1, -2])
 AFFINE[:3, 3] = (10, -20, 30)
 
 
@@ -227,7 +227,9 @@ def test_nibabel_files_with_scaling_and_other_formats(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(values(), AFFINE)
     image.set_qform(AFFINE, code=1)
     fine = resample(to_volume(image)[0], (0.25, 0.5, 1))
-    nibabel.save(to_volume(image)[1](fine), tmp_path / "c.nii.gz")
+    made = to_volume(image)[1](fine)
+    assert made.header.get_xyzt_units()[0] == "mm"
+    nibabel.save(made, tmp_path / "c.nii.gz")
     again, _ = to_volume(tmp_path / "c.nii.gz")
     assert np.abs(again.affine - fine.affine).max() < 1e-5 and again.notes == ()
 
@@ -270,7 +272,7 @@ def test_what_is_refused_of_images_with_a_place() -> None:
     assert code_of(sitk.Image([2, 2, 2], sitk.sitkComplexFloat32)) == "PIX_COMPLEX"
 
 
-def test_a_batch_of_libraries_is_not_imported_for_a_numpy_array() -> None:
+def test_no_library_is_imported_for_a_numpy_array() -> None:
     script = (
         "import sys, numpy\n"
         "from medgan.imaging.convert import to_volume\n"

@@ -364,6 +364,9 @@ def test_the_qform_alone_is_enough(tmp_path: Path) -> None:
         nibabel.save(img, tmp_path / "q.nii")
         volume = read_nifti(tmp_path / "q.nii")[0]
         assert np.allclose(volume.affine, affine, atol=1e-5) and volume.notes == ()
+    plain = read_nifti(patched(tmp_path / "q.nii", 76, struct.pack("<f", 1)))[0].affine
+    zero = read_nifti(patched(tmp_path / "q.nii", 76, struct.pack("<f", 0)))[0].affine
+    assert np.array_equal(zero, plain)  # qfac 0 counts as 1
     assert code_of(patched(tmp_path / "q.nii", 256, struct.pack("<f", np.nan))) == "GEOM_BAD_AFFINE"
     assert code_of(patched(tmp_path / "q.nii", 256, struct.pack("<f", 2))) == "GEOM_BAD_ORIENTATION"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import tracemalloc
 import zipfile
@@ -177,6 +176,10 @@ def test_arrays_that_are_no_images(tmp_path: Path) -> None:
     ):
         np.save(tmp_path / "b.npy", array)
         assert code_of(tmp_path / "b.npy") == code
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.save(file, np.eye(3))
+        np.save(file, np.eye(3))
+    assert code_of(tmp_path / "several.npy") == "FILE_TRAILING_DATA"
     (tmp_path / "c.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': broken")
     assert code_of(tmp_path / "c.npy") == "FILE_CORRUPT"
     (tmp_path / "d.npz").write_bytes(b"PK\x03\x04 not a zip")
@@ -316,11 +319,8 @@ def test_what_no_reader_knows(tmp_path: Path) -> None:
     assert code_of(tmp_path / "link.png", files.read) == "FILE_MISSING"
 
 
-def test_odd_rasters_from_other_programs(tmp_path: Path) -> None:
-    # An index image whose colours are grey is grey; a raster cap is a cap.
-    volume = io.BytesIO()
-    Image.fromarray(ROWS.astype(np.uint8)).save(volume, "PNG", pnginfo=None)
-    (tmp_path / "a.bmp").write_bytes(volume.getvalue())  # a PNG under another raster's name
+def test_a_raster_under_another_rasters_name(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png", ROWS.astype(np.uint8)).rename(tmp_path / "a.bmp")
     assert np.array_equal(read_planar(tmp_path / "a.bmp")[0].array[0].T, ROWS)
 
 

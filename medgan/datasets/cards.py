@@ -19,7 +19,7 @@ _LIMITS = (
     "A synthetic case shows the anatomy of its parent: it is not anonymous because it is synthetic, and what holds for "
     "sharing the originals holds for it.",
     "Synthetic cases follow the originals' terms of use, and add no patients, scanners or diseases the originals lack.",
-    "Whether they help must be measured on real patients that were held out (`medgan evaluate`).",
+    "Whether they help must be measured on real patients that were held out.",
 )
 
 

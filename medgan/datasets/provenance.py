@@ -11,7 +11,7 @@ from medgan.datasets.tables import read_json
 from medgan.errors import Refused
 from medgan.storage import write_json
 
-NOTICE = "This is a synthetic image made by medgan. It shows no real patient and is not for diagnosis."
+NOTICE = "This image was made or altered by medgan: it is synthetic and not for diagnosis."
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 #: Largest and smallest factor between the spacing before and after.
 FACTORS = (1.0, 8.0)
-#: sinc(x) falls to one half at 0.6034: its full width at half maximum, in zero crossings.
-SINC_FWHM = 1.2067
 #: Zero crossings after which the sinc profile ends, as a scanner's apodised pulse does.
 SINC_LOBES = 4
+#: Full width at half maximum of that profile, in zero crossings (1.207 without the window).
+SINC_FWHM = 1.16652
 #: The smoothness that `restore` assumes of a noise-free image, and how it grows with the noise's variance.
 SMOOTHNESS = 5e-4
 SMOOTHNESS_NOISE = 0.2
@@ -67,7 +67,7 @@ def slice_profile(kind: Profile, thickness_mm: float, position_mm: NDArray[Any])
 def _windowed_sinc(x: NDArray[np.float64]) -> NDArray[np.float64]:
     end = SINC_LOBES / SINC_FWHM
     window = np.where(np.abs(x) < end, 0.5 + 0.5 * np.cos(np.pi * x / end), 0.0)
-    density: NDArray[np.float64] = np.sinc(x * SINC_FWHM) * window
+    density: NDArray[np.float64] = SINC_FWHM * np.sinc(x * SINC_FWHM) * window
     return density
 
 

@@ -39,6 +39,7 @@ READERS: dict[str, Reader] = {
     ".img.gz": _nifti,
     **dict.fromkeys((*RASTERS, ".npy", ".npz"), _planar),
     ".dcm": _dicom,
+    ".dcm.gz": _dicom,
     ".dicom": _dicom,
     ".ima": _dicom,
 }

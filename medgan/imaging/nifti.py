@@ -114,10 +114,11 @@ def _halves(path: Path) -> tuple[Path, Path]:
     for suffix, other in ((".hdr", ".img"), (".img", ".hdr")):
         for packed in ("", ".gz"):
             if path.name.lower().endswith(suffix + packed):
-                partner = path.with_name(path.name[: -len(suffix + packed)] + other + packed)
+                stem, ending = path.name[: -len(suffix + packed)], other + packed
+                partner = path.with_name(stem + (ending.upper() if path.name.isupper() else ending))
                 halves = (path, partner) if suffix == ".hdr" else (partner, path)
-    for half, other in (halves, halves[::-1]):
-        if not half.exists() and other.exists():
+    for half in halves:
+        if not half.exists() and any(file.exists() for file in halves):
             raise Refused("FILE_PAIR_MISSING", path, f"its other half {half.name} is missing",
                           "Put both into one folder")
     return halves

@@ -145,11 +145,12 @@ def _colour(path: Path, what: str) -> Refused:
 def _npy(stream: IO[bytes], stored: int, path: Path) -> NDArray[Any]:
     """Reads one `.npy` stream of `stored` bytes: header first, then exactly the bytes it claims."""
     try:
-        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        npy: Any = np.lib.format
+        version = npy.read_magic(stream)
+        header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         if version not in header:
             raise ValueError(f"version {version} of the format")
-        shape, by_column, dtype = header[version](stream)  # type: ignore[no-untyped-call]
+        shape, by_column, dtype = header[version](stream)
     except Exception as error:  # numpy parses the header as Python; its tokenizer fails in many ways
         raise Refused("FILE_CORRUPT", path, f"no readable array header ({error})", "Save the array again") from error
     if dtype.hasobject:
@@ -172,6 +173,8 @@ def _npy(stream: IO[bytes], stored: int, path: Path) -> NDArray[Any]:
         filled += len(piece)
     if filled < claimed:
         raise Refused("FILE_TRUNCATED", path, f"{filled:,} of {claimed:,} bytes are there", "Save the array again")
+    if stream.read(1):  # in an archive this also reaches the end, where the checksum is compared
+        raise Refused("FILE_TRAILING_DATA", path, "bytes follow the array", "Save one array a file, or an .npz")
     array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if by_column else "C")
     return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
 
@@ -189,7 +192,6 @@ def _npz(path: Path) -> Volume:
             for name in {image, "affine", "spacing_mm"} & set(members):
                 with archive.open(members[name]) as stream:
                     arrays[name] = _npy(stream, members[name].file_size, path)
-                    stream.read(1)  # the checksum is compared at the end of the stream
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, OSError) as error:
         raise Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})",
                       "Save the archive again") from error

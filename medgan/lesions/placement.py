@@ -143,8 +143,8 @@ class Ground:
         labels = np.zeros(tuple(stop - start), np.uint8)
         index = [np.arange(a, b) - c + f for a, b, c, f in zip(start, stop, corner, first, strict=True)]
         clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, shape.labels.shape, strict=True)]
-        there = np.ix_(*[(i >= 0) & (i < n) for i, n in zip(index, shape.labels.shape, strict=True)])
-        valid = there[0] & there[1] & there[2]
+        x, y, z = ((i >= 0) & (i < n) for i, n in zip(index, shape.labels.shape, strict=True))
+        valid = x[:, None, None] & y[None, :, None] & z[None, None, :]
         labels[valid] = shape.labels[np.ix_(*clipped)][valid]
         values = shape.image[np.ix_(np.arange(len(shape.image)), *clipped)]
         return labels, values

@@ -30,6 +30,7 @@ class Lesion:
         image: (C, x, y, z) network values, `MARGIN` voxels around the lesion where the image has them.
         labels: (x, y, z) label indices; other lesions in the box are 0.
         spacing_mm: (3,).
+        corner: (3,) voxel of the case at which `labels` begins.
         centre: (3,) voxel position of its centroid in the case.
         surroundings: (C,) mean network value of the tissue around it.
         planar: Whether it comes from a 2D image.
@@ -40,6 +41,7 @@ class Lesion:
     image: NDArray[np.float32]
     labels: NDArray[np.uint8]
     spacing_mm: NDArray[np.float64]
+    corner: NDArray[np.intp]
     centre: NDArray[np.float64]
     surroundings: NDArray[np.float32]
     planar: bool
@@ -82,7 +84,7 @@ def find_lesions(scan: Scan) -> list[Lesion]:
         corner = np.array([s.start for s in box])
         centre = np.array(ndimage.center_of_mass(own)) + corner
         found.append(Lesion(scan.case.id, scan.case.patient, image, np.where(own, scan.labels[box], 0).astype(np.uint8),
-                            scan.spacing_mm, centre, around.mean(axis=1), scan.planar))
+                            scan.spacing_mm, corner, centre, around.mean(axis=1), scan.planar))
     return sorted(found, key=lambda lesion: -int((lesion.labels > 0).sum()))
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Method = Literal["gan", "paste", "procedural"]
 #: What an output folder was asked to be; it makes a killed run go on and a different one be refused.
 PLAN = "medgan-augment.json"
-TABLE, CARD = "augmentation.csv", "DATA_CARD.md"
+TABLE, CARD, PICTURE = "augmentation.csv", "DATA_CARD.md", "examples.png"
+#: Cases that the picture is made from.
+PICTURED = 6
 COLUMNS = ("id", "origin", "parents", "label", "seed", "model", "lesions", "deviation", "contrast", "rejected")
 #: More is possible but never helped in any published study.
 LARGEST_FACTOR = 100.0
@@ -154,8 +156,26 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     write_text(target / TABLE, table(dataset, records))
     model = {"model": run.path.name, "model_hash": run.hash()} if run else {}
     write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=work.method, seed=work.seed, **model))
+    _picture(work, planned, placed[len(dataset.cases):], records)
     layout.finish(target, dataset, placed)
     return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None)
+
+
+def _picture(work: Work, planned: Sequence[tuple[Case, Case]], placed: Sequence[Case],
+             records: Sequence[Provenance]) -> None:
+    """Before, mask and after of some new lesions, so that nobody trains on them unseen."""
+    if work.config.task != "lesion" or not records:
+        return
+    from medgan.reports.examples import lesion_examples
+    from medgan.reports.sheets import save
+
+    parents = {new.id: parent for parent, new in planned}
+    shown = []
+    for case, record in list(zip(placed, records, strict=True))[:PICTURED]:
+        made, mask = work.dataset.load(case)
+        assert mask is not None
+        shown.append((work.dataset.load(parents[case.id])[0], made, mask, record.lesions))
+    save(lesion_examples(shown, work.config.intensity), work.out / PICTURE)
 
 
 def plan_cases(dataset: Dataset, factor: float) -> list[tuple[Case, Case]]:

@@ -63,8 +63,9 @@ class ImageTask(Task):
                 made = self.generator(latent, classes)
             real_logits, made_logits = critic(real, classes)[0], critic(made, classes)[0]
             game = losses.relativistic_discriminator(real_logits, made_logits)
-            r1 = losses.zero_centred_penalty(lambda x: critic(x, classes)[0], real)
-            r2 = losses.zero_centred_penalty(lambda x: critic(x, classes)[0], made)
+            # Every other image estimates the same mean at half the cost of the dearest part of the step.
+            r1 = losses.zero_centred_penalty(lambda x: critic(x, classes[::2])[0], real[::2])
+            r2 = losses.zero_centred_penalty(lambda x: critic(x, classes[::2])[0], made[::2])
             margin = (real_logits - made_logits).mean()
             return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin}
         with torch.no_grad():

@@ -1,0 +1,111 @@
+"""Labelled pictures for a small classifier: the axial slices of volumes, or 2D images as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from medgan.config import Config
+from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.splits import patient_key
+from medgan.errors import Refused
+from medgan.lesions.scans import Scan, open_scan
+
+#: Slices with less tissue than this part of the fullest slice say nothing and would be easy negatives.
+LEAST_TISSUE = 0.1
+#: A slice with some lesion, but less than this, is neither "with" nor "without" and is left out.
+LEAST_LESION_MM2 = 10.0
+#: Network value of everything outside the tissue, whatever the scanner wrote there.
+OUTSIDE = -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Pictures and whether each is positive.
+
+    Args:
+        images: (N, C, size, size) float32 network values, `OUTSIDE` around the tissue.
+        positive: (N,) bool.
+        patients: (N,) whose picture it is.
+        places: (N,) the slice's number within its volume; 0 for 2D images.
+        left_out: How many slices had too little lesion to be called either way.
+    """
+
+    images: NDArray[np.float32]
+    positive: NDArray[np.bool_]
+    patients: NDArray[np.str_]
+    places: NDArray[np.int64]
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    @staticmethod
+    def joined(parts: Sequence[Examples]) -> Examples:
+        """All parts one after the other."""
+        return Examples(np.concatenate([part.images for part in parts]), np.concatenate([p.positive for p in parts]),
+                        np.concatenate([part.patients for part in parts]), np.concatenate([p.places for p in parts]),
+                        sum(part.left_out for part in parts))
+
+    def repeated(self, count: int) -> Examples:
+        """The same pictures over and over, until there are `count`."""
+        index = np.arange(count) % len(self)
+        return Examples(self.images[index], self.positive[index], self.patients[index], self.places[index],
+                        self.left_out)
+
+
+def read_examples(dataset: Dataset, case: Case, config: Config, *, size: int, channels: Sequence[str],
+                  positive_class: str | None = None) -> Examples:
+    """Reads one case as pictures of a common size, cut to the tissue's bounding square.
+
+    Args:
+        dataset: Where the case is from.
+        case: With a mask: a slice is positive when it shows at least `LEAST_LESION_MM2` of any label. With a class:
+            the image is positive when that is `positive_class`.
+        config: How intensities are mapped.
+        size: Edge of the pictures, in pixels.
+        channels: Names of the channels to read, in this order.
+        positive_class: For cases with classes.
+
+    Raises:
+        Refused: What reading refuses, and `DIM_UNSUPPORTED` for volumes with one class for the whole.
+    """
+    scan = open_scan(dataset, case, config)
+    if case.mask is None and not scan.planar:
+        raise Refused("DIM_UNSUPPORTED", case.images[0], "a volume with one class and no mask is not one picture",
+                      "Give 2D images with classes, or volumes with masks")
+    tissue = scan.tissue()
+    if not tissue.any():
+        tissue = np.ones(tissue.shape, bool)
+    filled = tissue.sum(axis=(0, 1))
+    area = (scan.labels > 0).sum(axis=(0, 1)) * float(np.prod(scan.spacing_mm[:2]))
+    unclear = (area > 0) & (area < LEAST_LESION_MM2)
+    enough = filled >= LEAST_TISSUE * filled.max()
+    kept = np.flatnonzero(enough & ~unclear)
+    names = [name.lower() for name in dataset.channels]
+    picked = [names.index(name.lower()) for name in channels]
+    pictures = np.where(tissue, scan.image[picked], np.float32(OUTSIDE))[..., kept]
+    positive = area[kept] > 0 if case.mask is not None else np.array([case.label == positive_class] * len(kept))
+    return Examples(_squared(pictures, tissue, scan, size), positive, np.array([patient_key(case)] * len(kept)),
+                    kept, int((enough & unclear).sum()))
+
+
+def _squared(pictures: NDArray[np.float32], tissue: NDArray[np.bool_], scan: Scan, size: int) -> NDArray[np.float32]:
+    """(C, X, Y, K) -> (K, C, size, size): the tissue's bounding square, smoothed as far as it gets coarser."""
+    spans = [np.flatnonzero(tissue.any(axis=(1 - axis, 2)))[[0, -1]] for axis in (0, 1)]
+    edge_mm = max((last - first + 1) * step for (first, last), step in zip(spans, scan.spacing_mm, strict=False))
+    window, margins = [], []
+    for (first, last), step, length in zip(spans, scan.spacing_mm, pictures.shape[1:3], strict=False):
+        count = round(edge_mm / step)
+        start = round((first + last + 1 - count) / 2)
+        window.append(slice(max(start, 0), min(start + count, length)))
+        margins.append((max(-start, 0), max(start + count - length, 0)))
+    cut = np.pad(pictures[:, window[0], window[1]], ((0, 0), *margins, (0, 0)), constant_values=OUTSIDE)
+    stack = torch.from_numpy(np.ascontiguousarray(np.moveaxis(cut, -1, 0)))
+    scaled: NDArray[np.float32] = F.interpolate(stack, (size, size), mode="bilinear", antialias=True).numpy()
+    return scaled

@@ -1,0 +1,288 @@
+"""Does it help? A small classifier trained in several arms, its AUROC on real patients, and honest intervals.
+
+Every arm gets the same network, the same start, the same number of optimiser steps on batches that are half
+positive, and the same light augmentation, so that nothing but the training pictures differs. Intervals come from
+resampling patients (Efron's percentile bootstrap), and seeds with them; differences between arms are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from medgan.errors import Refused
+from medgan.metrics.examples import OUTSIDE, Examples
+
+#: With fewer test patients than this, resampling patients says nothing, and blocks of slices are drawn instead.
+FEWEST_PATIENTS = 3
+#: Neighbouring slices look alike, so they are drawn together, this many at a time.
+BLOCK_SLICES = 10
+RESAMPLES = 2_000
+#: Classes are drawn evenly in training, so half is the classifier's own threshold.
+THRESHOLD = 0.5
+WIDTHS = (16, 32, 48, 64)
+BATCH, RATE, WEIGHT_DECAY = 32, 2e-3, 1e-2
+#: The augmentation that every arm has: degrees, parts of the edge, parts of the size, network values.
+TURN, SHIFT, ZOOM, BRIGHTNESS = 10.0, 0.05, 0.1, 0.1
+
+Values = NDArray[np.float64]
+
+
+class SmallClassifier(nn.Module):
+    """Four convolutions with group normalisation, then the strongest and the mean response over the picture."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.LeakyReLU(0.1),
+                       nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * WIDTHS[-1], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, size, size) -> (B,) logits."""
+        found = self.features(images)
+        logits: Tensor = self.head(torch.cat([found.amax((2, 3)), found.mean((2, 3))], dim=1))[:, 0]
+        return logits
+
+
+def train_classifier(examples: Examples, *, steps: int, seed: int, device: str = "cpu") -> SmallClassifier:
+    """Trains the small classifier for exactly `steps` optimiser steps.
+
+    Args:
+        examples: The training pictures; each batch is half positive.
+        steps: Steps of AdamW with a one-cycle rate.
+        seed: Of the first weights, the batches and their augmentation. The same in two arms: the same first weights.
+        device: Where to train.
+
+    Raises:
+        Refused: `DATASET_EMPTY` when all pictures are of one class.
+    """
+    images = torch.from_numpy(examples.images).to(device)
+    classes = [torch.from_numpy(np.flatnonzero(examples.positive == wanted)) for wanted in (True, False)]
+    if not all(len(index) for index in classes):
+        raise Refused("DATASET_EMPTY", "classifier", f"all {len(examples)} training pictures are of one class",
+                      "Give data with and without lesions, or with two classes")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SmallClassifier(images.shape[1]).to(device)
+    chance = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    half = BATCH // 2
+    wanted = torch.cat([torch.ones(half), torch.zeros(half)]).to(device)
+    for _ in range(steps):
+        index = torch.cat([pool[torch.randint(len(pool), (half,), generator=chance)] for pool in classes])
+        loss = F.binary_cross_entropy_with_logits(model(_disturbed(images[index.to(device)], chance)), wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+def predict(model: SmallClassifier, examples: Examples) -> NDArray[np.float64]:
+    """(N,) probabilities of being positive."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        parts = [torch.sigmoid(model(part.to(device))).cpu() for part in torch.from_numpy(examples.images).split(256)]
+    return np.asarray(torch.cat(parts).double().numpy() if parts else np.zeros(0))
+
+
+def _disturbed(images: Tensor, chance: torch.Generator) -> Tensor:
+    """Mirrored along the first axis, turned, shifted, scaled and shifted in brightness, each picture by itself."""
+    count = len(images)
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=chance)
+
+    angle, zoom = torch.deg2rad(between(-TURN, TURN)), 1 + between(-ZOOM, ZOOM)
+    mirror = torch.where(torch.rand(count, generator=chance) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    # affine_grid's second coordinate runs along the first axis of the picture, X: the one that is mirrored.
+    rows = [torch.stack([cos, -sin, between(-2 * SHIFT, 2 * SHIFT)], 1),
+            torch.stack([sin * mirror, cos * mirror, between(-2 * SHIFT, 2 * SHIFT)], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
+    # Sampled above OUTSIDE, so that the zeros beyond the edge are outside too.
+    moved = F.grid_sample(images - OUTSIDE, grid, align_corners=False)
+    scale, shift = (1 + between(-BRIGHTNESS, BRIGHTNESS)).to(images), between(-BRIGHTNESS, BRIGHTNESS).to(images)
+    return moved * scale[:, None, None, None] + OUTSIDE + shift[:, None, None, None] * (moved > 0)
+
+
+def auroc(positive: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Values:
+    """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+
+    Args:
+        positive: (N,) bool.
+        scores: (N,) higher means more positive.
+        weights: (B, N) how often each counts; None: once.
+
+    Returns:
+        (B,), or (1,) without weights; NaN where one class is missing.
+    """
+    truth, values = np.asarray(positive, bool), np.asarray(scores, np.float64)
+    counts = np.ones((1, len(truth))) if weights is None else np.asarray(weights, np.float64)
+    order = np.argsort(values, kind="stable")
+    firsts = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)
+    if not len(firsts):
+        return np.full(len(counts), np.nan)
+    above = np.add.reduceat((counts * truth)[:, order], firsts, axis=1)
+    below = np.add.reduceat((counts * ~truth)[:, order], firsts, axis=1)
+    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+    return _ratio(wins, above.sum(axis=1) * below.sum(axis=1))
+
+
+def balanced_accuracy(positive: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Values:
+    """Mean of sensitivity and specificity at `THRESHOLD`; arguments and result as for `auroc`."""
+    truth, called = np.asarray(positive, bool), np.asarray(scores, np.float64) >= THRESHOLD
+    counts = np.ones((1, len(truth))) if weights is None else np.asarray(weights, np.float64)
+    sensitivity = _ratio(counts @ (truth & called), counts @ truth)
+    specificity = _ratio(counts @ (~truth & ~called), counts @ ~truth)
+    return (sensitivity + specificity) / 2
+
+
+def _ratio(above: Values, below: Values) -> Values:
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+
+
+MEASURES: dict[str, Callable[[ArrayLike, ArrayLike, ArrayLike | None], Values]] = {
+    "auroc": auroc, "balanced_accuracy": balanced_accuracy}
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A test set and what the classifiers of every arm and seed said of it, fold after fold.
+
+    Args:
+        positive: (N,) bool.
+        patients: (N,) whose picture it is.
+        places: (N,) slice numbers.
+        folds: (N,) which fold's classifiers scored it; a patient outside the folds is scored by each of them.
+        scores: Arm -> (S, N), a row for each seed.
+    """
+
+    positive: NDArray[np.bool_]
+    patients: NDArray[np.str_]
+    places: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    scores: Mapping[str, Values]
+
+    @staticmethod
+    def gathered(parts: Sequence[tuple[Examples, Mapping[str, Values]]]) -> Scored:
+        """From each fold's test examples and scores; folds without test examples may be left out."""
+        examples = Examples.joined([part for part, _ in parts])
+        folds = np.concatenate([np.full(len(part), fold) for fold, (part, _) in enumerate(parts)])
+        scores = {arm: np.concatenate([scored[arm] for _, scored in parts], axis=1) for arm in parts[0][1]}
+        return Scored(examples.positive, examples.patients, examples.places, folds, scores)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, or a difference of two, with a 95 % interval over what was resampled and over seeds.
+
+    Args:
+        mean: Over the seeds.
+        seed_sd: Standard deviation between seeds; None for a single one.
+        low: 2.5th percentile of the resamples.
+        high: 97.5th percentile.
+        per_seed: The figure of each seed.
+    """
+
+    mean: float
+    seed_sd: float | None
+    low: float
+    high: float
+    per_seed: tuple[float, ...]
+
+
+def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = RESAMPLES, seed: int = 0
+            ) -> dict[str, Any]:
+    """Every arm's measures on a test set, and the paired differences of some arms.
+
+    A measure is taken within each fold, since scores of different classifiers do not compare, and averaged over the
+    folds by their number of patients.
+
+    Args:
+        test: A scored test set.
+        pairs: (arm, other arm): the difference is the first less the second.
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Plain values for JSON: `resampled` ("patients" or "blocks"), `arms` and `differences`, each a measure's
+        name -> the fields of `Estimate`.
+    """
+    rng = np.random.default_rng(seed)
+    units, strata = resampling_units(test.patients, test.places)
+    blocks = bool(strata.any()) or len(np.unique(test.patients)) < FEWEST_PATIENTS
+    draws = draw_units(strata, resamples, rng)
+    count = next(iter(test.scores.values())).shape[0]
+    # Seeds are drawn anew with the patients: both change when the study is repeated.
+    seeds = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    share = 1 / np.bincount(strata)[strata] if blocks else np.ones(len(strata))
+    arms: dict[str, dict[str, Any]] = {arm: {} for arm in test.scores}
+    differences: dict[str, dict[str, Any]] = {f"{one} - {other}": {} for one, other in pairs}
+    for measure in MEASURES:
+        exact = {arm: _measured(test, arm, measure, units, share, np.ones((1, len(strata)))) for arm in arms}
+        drawn = {arm: _measured(test, arm, measure, units, share, draws) for arm in arms}
+        for arm in arms:
+            arms[arm][measure] = asdict(_estimate(exact[arm][0], drawn[arm], seeds))
+        for one, other in pairs:
+            differences[f"{one} - {other}"][measure] = asdict(
+                _estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
+    return {"resampled": "blocks" if blocks else "patients", "arms": arms, "differences": differences}
+
+
+def resampling_units(patients: NDArray[np.str_], places: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """What is drawn together: patients or, where there are fewer than `FEWEST_PATIENTS`, blocks of their slices.
+
+    Returns:
+        (N,) the unit of each picture, and (U,) the stratum of each unit, within which units are drawn: one for all
+        patients, or one for the blocks of each patient.
+    """
+    names, owner = np.unique(patients, return_inverse=True)
+    if len(names) >= FEWEST_PATIENTS:
+        return owner, np.zeros(len(names), np.intp)
+    keys, units = np.unique(np.stack([owner, places // BLOCK_SLICES], 1), axis=0, return_inverse=True)
+    return units.reshape(-1), keys[:, 0].astype(np.intp)
+
+
+def draw_units(strata: NDArray[np.intp], resamples: int, rng: np.random.Generator) -> Values:
+    """(B, U) how often each unit is drawn, with replacement and as many as there are in each stratum."""
+    draws = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        draws[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+    return draws
+
+
+def _measured(test: Scored, arm: str, measure: str, units: NDArray[np.intp], share: Values, draws: Values) -> Values:
+    """(B, S): a measure of each resample and seed, the mean over folds weighted by the patients drawn in each."""
+    total = np.zeros((len(draws), len(test.scores[arm])))
+    weight = np.zeros_like(total)
+    for fold in np.unique(test.folds):
+        at = np.flatnonzero(test.folds == fold)
+        present = np.unique(units[at])
+        patients = draws[:, present] @ share[present]
+        for number, scores in enumerate(test.scores[arm]):
+            values = MEASURES[measure](test.positive[at], scores[at], draws[:, units[at]])
+            known = np.isfinite(values)
+            total[:, number] += np.where(known, values, 0) * patients
+            weight[:, number] += known * patients
+    return _ratio(total, weight)
+
+
+def _estimate(exact: Values, drawn: Values, seeds: Values) -> Estimate:
+    resampled = (drawn * seeds).sum(axis=1)
+    known = resampled[np.isfinite(resampled)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    deviation = float(exact.std(ddof=1)) if len(exact) > 1 else None
+    return Estimate(float(exact.mean()), deviation, float(low), float(high), tuple(float(v) for v in exact))

@@ -1,0 +1,69 @@
+"""The networks in 2D and 3D: shapes, what they start as, and what they depend on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medgan.learning.networks import (
+    ImageDiscriminator,
+    ImageGenerator,
+    LesionDiscriminator,
+    LesionGenerator,
+    image_levels,
+)
+
+
+def _lesion_inputs(dims: int, channels: int = 2, labels: int = 3) -> dict[str, torch.Tensor]:
+    size = (16,) * dims
+    return {"filled": torch.randn(2, channels, *size), "void": torch.ones(2, 1, *size),
+            "distance": torch.zeros(2, 1, *size), "labels": torch.zeros(2, labels, *size),
+            "condition": torch.zeros(2, labels + 2)}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_lesion_generator_starts_as_the_smooth_fill_and_then_follows_noise_and_condition(dims: int) -> None:
+    torch.manual_seed(0)
+    generator = LesionGenerator(dims, 2, 3, width=8, levels=3, noise=4)
+    inputs = _lesion_inputs(dims)
+
+    def noise() -> list[torch.Tensor]:
+        return [torch.randn(2, *shape) for shape in generator.noise_shapes((16,) * dims)]
+
+    drawn = noise()
+    assert torch.equal(generator(**inputs, noise=drawn), inputs["filled"])
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    one = generator(**inputs, noise=drawn)
+    assert one.shape == inputs["filled"].shape
+    assert (one - inputs["filled"]).abs().max() <= LesionGenerator.reach
+    assert not torch.equal(one, generator(**inputs, noise=noise()))
+    assert not torch.equal(one, generator(**{**inputs, "condition": torch.ones(2, 5)}, noise=drawn))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_lesion_discriminator_gives_a_logit_an_image_and_features_a_level(dims: int) -> None:
+    inputs = _lesion_inputs(dims)
+    critic = LesionDiscriminator(dims, 2, 3, width=8, levels=3)
+    logits, features = critic(inputs["filled"], inputs["void"], inputs["labels"], inputs["condition"])
+    assert logits.shape == (2,) and [f.shape[1] for f in features] == [8, 16, 32]
+    assert not any(isinstance(m, torch.nn.GroupNorm | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d)
+                   for m in critic.modules())
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 48), (16, 20, 12), (64, 64)])
+def test_image_networks_keep_the_size_and_tell_classes_apart(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    dims = len(size)
+    generator = ImageGenerator(dims, 1, 2, size=size, width=4, latent=8)
+    latent = torch.randn(3, 8)
+    images = generator(latent, torch.tensor([0, 1, 1]))
+    assert images.shape == (3, 1, *size)
+    critic = ImageDiscriminator(dims, 1, 2, size=size, width=4)
+    a, _ = critic(images, torch.zeros(3, dtype=torch.long))
+    b, _ = critic(images, torch.ones(3, dtype=torch.long))
+    assert a.shape == (3,) and not torch.allclose(a, b)
+
+
+def test_one_depth_rule() -> None:
+    assert [image_levels((n,)) for n in (4, 7, 8, 28, 32, 64, 256)] == [1, 1, 2, 3, 4, 5, 7]
