@@ -36,8 +36,9 @@ demo: $(INSTALLED)
 	$(BIN)/medgan train --modality ct --out $(DEMO)
 	$(BIN)/medgan augment $(DEMO)/phantoms --factor 2 --model $(DEMO) --out $(DEMO)-x2
 	@echo
-	@echo "Tissue, the mask asked for, and the lesions drawn into it: $$(ls $(DEMO)/samples/*.png | tail -n 1)"
-	@echo "The data set with synthetic cases added:                  $(DEMO)-x2"
+	@echo "Scans before, with the new mask, and after:  $(DEMO)-x2/examples.png"
+	@echo "What the generator drew in training:         $$(ls $(DEMO)/samples/*.png | tail -n 1)"
+	@echo "The data set with synthetic cases added:     $(DEMO)-x2"
 
 # Two processes share the cores, so each may have one thread.
 test: lint

@@ -34,7 +34,7 @@ PHANTOMS = (("mr", 9001), ("mr", 9002), ("ct", 9003), ("ct", 9004))
 SETTINGS = {
     "loss.adversarial": 0, "network.width": 32, "data.crop": 48, "training.batch": 16, "training.rate": 1e-3,
     "training.rate_end": 1e-5, "training.beta1": 0.9, "training.beta2": [0.99, 0.999],
-    "training.report_images": 2000, "training.ema_images": 4000,
+    "training.report_images": 8000, "training.ema_images": 4000,
 }
 WEIGHTS = Path(__file__).parents[1] / "medgan" / "weights"
 

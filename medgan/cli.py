@@ -14,6 +14,8 @@ from medgan import __version__
 from medgan.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_SKIPPED, Interrupted, Refused
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from medgan.verbs.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -183,7 +185,8 @@ class _Bar:
     """A progress bar with rate and time left on a terminal; a line a stage elsewhere."""
 
     def __enter__(self) -> _Bar:
-        self.stage, self.bar, self.started, self.first = "", None, 0.0, 0
+        self.stage, self.started, self.first = "", 0.0, 0
+        self.bar: Bars | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,7 +203,7 @@ class _Bar:
     def _begin(self, progress: Progress) -> None:
         self.stage, self.started, self.first = progress.stage, time.monotonic(), progress.done
         if not sys.stderr.isatty():
-            print(f"{progress.stage}: {progress.text}" if progress.text else progress.stage, file=sys.stderr, flush=True)
+            print(": ".join(part for part in (progress.stage, progress.text) if part), file=sys.stderr, flush=True)
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pytest
 from medgan import __version__, cli
 
 #: What every refusal looks like: `error[CODE] path: why. fix.`
-REFUSAL = re.compile(r"error\[([A-Z0-9_]+)\] (?P<where>[^\n]+?): (?P<why>[^\n]+)\. (?P<fix>[A-Z][^\n]+)\.\n\Z")
+REFUSAL = re.compile(r"error\[([A-Z0-9_]+)\] (?P<where>[^\n]+?): (?P<why>[^\n]+)\. (?P<fix>[A-Z0-9][^\n]+)\.\n\Z")
 
 #: Exit code, standard output, standard error.
 Done = tuple[int, str, str]
@@ -308,7 +308,7 @@ def test_an_interrupted_training_is_saved_and_goes_on(mr_set: Path, tiny: dict[s
         wait_for("training", child)
         log = tmp_path / "run/log.jsonl"
         while child.poll() is None and not log.is_file():
-            os.sched_yield()
+            time.sleep(0.02)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate()
     assert child.returncode == 130, err
@@ -324,7 +324,7 @@ def test_an_interrupted_augmentation_keeps_its_cases_and_ends_with_the_same_byte
     with process(*arguments, "new", cwd=tmp_path) as child:
         wait_for("synthesizing", child)
         while child.poll() is None and not list(tmp_path.glob("new/imagesTr/*.provenance.json")):
-            os.sched_yield()
+            time.sleep(0.02)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate()
     assert child.returncode == 130 and "the same command goes on" in err and "Traceback" not in err

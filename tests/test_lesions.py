@@ -61,7 +61,7 @@ def test_tissue_is_one_body_without_air(scans: list[Scan]) -> None:
 
 def test_found_lesions_are_the_components_of_the_mask(scans: list[Scan]) -> None:
     for scan in scans:
-        parts, count = ndimage.label(scan.labels > 0, np.ones((3, 3, 3)))
+        parts, _ = ndimage.label(scan.labels > 0, np.ones((3, 3, 3)))
         sizes = np.bincount(parts.ravel())[1:]
         lesions = find_lesions(scan)
         assert sorted(int((x.labels > 0).sum()) for x in lesions) == sorted(int(s) for s in sizes if s >= 8)

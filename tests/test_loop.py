@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgan.config import Config
@@ -47,6 +49,14 @@ class Toy(Task):
         if self.calls in self.poison:
             game = game * float("nan")
         return game, {"game": game}
+
+
+    @staticmethod
+    def source(dataset: object, config: Config) -> Numbers:
+        return Numbers()
+
+    def sheet(self, generator: nn.Module, source: object) -> NDArray[np.uint8]:
+        return np.zeros((1, 1, 3), np.uint8)
 
 
 class Numbers:

@@ -1,7 +1,11 @@
-"""Part of a data set written out as a data set of its own, so that what is held back is not even in the folder."""
+"""Holding patients back: divisions by patient, and the rest written out as a data set of its own.
+
+What is held back is then not even in the folder that is trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +13,60 @@ import numpy as np
 
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layouts import LAYOUTS, open_dataset
-from medgan.datasets.splits import patient_key
+from medgan.datasets.splits import leave_patients_out, patient_key
 from medgan.errors import Refused
 from medgan.storage import atomic_path
+
+#: Cases to train on, and cases held back.
+Division = tuple[tuple[Case, ...], tuple[Case, ...]]
+#: Folds, where it is not said how many patients to hold back.
+FOLDS = 4
+
+
+def divisions(cases: Sequence[Case], test_patients: int | None = None, *, seed: int = 0) -> list[Division]:
+    """Divides cases into those to train on and those held back, once or in folds.
+
+    Args:
+        cases: Real cases.
+        test_patients: About how many patients to hold back in each fold; every training patient is held back once,
+            and cases of other splits are left out. 0: none is held back. None: the cases' own test split, or
+            validation split, if there is one; else as for a quarter of the patients.
+        seed: Of the folds.
+
+    Raises:
+        Refused: `CFG_VALUE` when there are too few patients.
+    """
+    training = tuple(case for case in cases if case.split == "train")
+    if test_patients == 0:
+        return [(training, ())]
+    for split in ("test", "val") if test_patients is None else ():
+        own = tuple(case for case in cases if case.split == split)
+        if own:
+            return [(training, own)]
+    patients = len({patient_key(case) for case in training})
+    wanted = test_patients or max(1, round(patients / FOLDS))
+    return leave_patients_out(training, max(2, round(patients / wanted)), seed=seed)
+
+
+def check_disjoint(dataset: Dataset, other: Dataset) -> None:
+    """Refuses two data sets that share an image, whatever it is called in them.
+
+    Raises:
+        Refused: `SPLIT_LEAK`.
+    """
+    seen = {_content(case): case.id for case in dataset.cases}
+    for case in other.cases:
+        if _content(case) in seen:
+            raise Refused("SPLIT_LEAK", other.root,
+                          f"its case {case.id!r} is {seen[_content(case)]!r} of {dataset.root}", "Take it out of one")
+
+
+def _content(case: Case) -> tuple[str, int | None]:
+    digest = hashlib.sha256()
+    first = case.images[0]
+    for file in [first] if first.is_file() else sorted(path for path in first.iterdir() if path.is_file()):
+        digest.update(file.read_bytes())
+    return digest.hexdigest(), case.row
 
 
 def write_subset(dataset: Dataset, cases: Sequence[Case], out: Path) -> Dataset:

@@ -35,7 +35,7 @@ class IntensityMap:
 
     def forward(self, array: NDArray[Any], dtype: DTypeLike = np.float64) -> NDArray[Any]:
         """Raw to network values; what lies outside the knots is clipped to the outermost ones."""
-        return np.interp(array, self.raw, self.mapped).astype(dtype, copy=False)
+        return np.asarray(np.interp(array, self.raw, self.mapped), dtype=dtype)
 
     def inverse(self, array: NDArray[Any], dtype: DTypeLike = np.float64) -> NDArray[Any]:
         """Network values back to raw ones; integers are rounded. Outside the knots the outer slopes go on."""
@@ -60,7 +60,7 @@ def intensity_maps(array: NDArray[Any], settings: Intensity) -> tuple[IntensityM
     """
     if settings.knots is not None:
         raw, mapped = zip(*settings.knots, strict=True)
-        return (IntensityMap(raw, mapped),) * array.shape[0]
+        return tuple(IntensityMap(raw, mapped) for _ in array)
     return tuple(_percentile_map(channel, settings.percentiles) for channel in array)
 
 

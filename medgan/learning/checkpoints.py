@@ -99,7 +99,7 @@ def create_run(path: Path, config: Config, interface: Mapping[str, Any], dataset
 
 def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a module's tensors as safetensors."""
-    _save({name: tensor for name, tensor in module.state_dict().items()}, path, metadata)
+    _save(dict(module.state_dict()), path, metadata)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -224,8 +224,8 @@ def _average(state: State, count: int, half_life: float) -> None:
     keep = 0.5 ** (count / max(1.0, min(half_life, 0.1 * (state.images + count))))
     for mean, now in zip(state.average.parameters(), state.task.generator.parameters(), strict=True):
         mean.lerp_(now.detach(), 1 - keep)
-    for mean, now in zip(state.average.buffers(), state.task.generator.buffers(), strict=True):
-        mean.copy_(now)
+    for kept, fresh in zip(state.average.buffers(), state.task.generator.buffers(), strict=True):
+        kept.copy_(fresh)
 
 
 def _snapshot(state: State) -> dict[str, object]:

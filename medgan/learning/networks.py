@@ -236,7 +236,7 @@ class ImageGenerator(nn.Module):
         # Grids that do not halve evenly are drawn a little larger and cropped in the middle.
         for axis, n in enumerate(self.size, start=2):
             image = image.narrow(axis, (image.shape[axis] - n) // 2, n)
-        return image
+        return cast(Tensor, image)
 
 
 class ImageDiscriminator(nn.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from medgan.config import Config
+from medgan.datasets.cases import Dataset
 
 Batch = dict[str, Tensor]
 Parts = dict[str, Tensor]
@@ -16,15 +20,17 @@ Parts = dict[str, Tensor]
 class Source(Protocol):
     """Where batches come from: a pure function of the step, so that a resumed run sees the same ones."""
 
-    #: What the task needs to know of the data to be built again: channels, labels, sizes; plain JSON values.
-    interface: Mapping[str, Any]
+    @property
+    def interface(self) -> Mapping[str, Any]:
+        """What the task needs to know of the data to be built again: channels, labels, sizes; plain JSON values."""
+        ...
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; every tensor has the batch as its first axis."""
         ...
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """A game to be learned.
 
     A sub-class owns its networks, says who plays (`players`, in order of play) and what each of them minimises
@@ -38,17 +44,26 @@ class Task(nn.Module):
     generator: nn.Module
 
     @property
+    @abstractmethod
     def players(self) -> Mapping[str, nn.Module]:
         """Sub-modules with an optimiser each, in order of play."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
-        """What `player` minimises on this batch, and its named parts for the log (detached scalars)."""
-        raise NotImplementedError
+        """What `player` minimises on this batch, and its named parts for the log."""
 
     def at(self, progress: float) -> None:
         """Sets what changes in the course of the run; `progress` goes from 0 to 1."""
 
+    @staticmethod
+    @abstractmethod
+    def source(dataset: Dataset, config: Config) -> Source:
+        """Reads from the training cases what batches are drawn from.
+
+        Raises:
+            Refused: What the task cannot learn from.
+        """
+
+    @abstractmethod
     def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
-        """A contact sheet (H, W) of what `generator` makes from fixed seeds, for people to look at."""
-        raise NotImplementedError
+        """A contact sheet (H, W, 3) of what `generator` makes from fixed seeds, for people to look at."""

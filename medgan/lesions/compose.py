@@ -66,8 +66,8 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
     labels = scan.labels.copy()
     kept: list[tuple[Site, Verdict]] = []
     rejected = 0
-    for number in range(wanted):
-        for attempt in range(settings.tries):
+    for _ in range(wanted):
+        for _ in range(settings.tries):
             donor = others[rng.integers(len(others))]
             site = ground.site(donor, rng, size_mm=size_mm)
             if site is None:

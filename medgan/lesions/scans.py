@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -127,4 +128,4 @@ def _largest_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         body[:, :, k] = ndimage.binary_fill_holes(body[:, :, k])
     edge = ndimage.generate_binary_structure(3, 1)
     edge[:, :, [0, 2]] = False
-    return ndimage.binary_erosion(body, edge, iterations=EDGE_VOXELS)
+    return np.asarray(ndimage.binary_erosion(body, edge, iterations=EDGE_VOXELS))

@@ -154,7 +154,7 @@ def blob(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], size_mm: float
     axes /= np.cbrt(axes.prod())
     distance = np.sqrt(((grid / axes[:, None, None, None]) ** 2).sum(axis=0)) / (size_mm / 2)
     rough = _smooth_field(shape, spacing_mm, 0.25 * size_mm, rng) * rng.uniform(0.1, 0.3)
-    return distance + rough < 1
+    return np.asarray(distance + rough < 1)
 
 
 def soft_mask(labels: NDArray[np.uint8], spacing_mm: NDArray[np.float64], rim_mm: float) -> NDArray[np.float32]:
@@ -163,7 +163,7 @@ def soft_mask(labels: NDArray[np.uint8], spacing_mm: NDArray[np.float64], rim_mm
         return np.zeros(labels.shape, np.float32)
     distance = ndimage.distance_transform_edt(labels == 0, sampling=spacing_mm[: labels.ndim])
     linear = np.clip(1 - distance / rim_mm, 0, 1)
-    return (linear * linear * (3 - 2 * linear)).astype(np.float32)
+    return np.asarray(linear * linear * (3 - 2 * linear), np.float32)
 
 
 def signed_distance(labels: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
@@ -172,7 +172,7 @@ def signed_distance(labels: NDArray[np.uint8], scale: float) -> NDArray[np.float
         return np.full(labels.shape, -1.0, np.float32)
     inside = ndimage.distance_transform_edt(labels > 0)
     outside = ndimage.distance_transform_edt(labels == 0)
-    return np.clip((inside - outside) / scale, -1, 1).astype(np.float32)
+    return np.asarray(np.clip((inside - outside) / scale, -1, 1), np.float32)
 
 
 def _rotation(angle: float, tip_x: float, tip_y: float) -> NDArray[np.float64]:

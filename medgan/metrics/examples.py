@@ -52,6 +52,11 @@ class Examples:
                         np.concatenate([part.patients for part in parts]), np.concatenate([p.places for p in parts]),
                         sum(part.left_out for part in parts))
 
+    def counts(self) -> dict[str, int]:
+        """How many patients, pictures, positive pictures, and slices left out."""
+        return {"patients": len(np.unique(self.patients)), "images": len(self), "positive": int(self.positive.sum()),
+                "left_out": self.left_out}
+
     def repeated(self, count: int) -> Examples:
         """The same pictures over and over, until there are `count`."""
         index = np.arange(count) % len(self)
@@ -59,40 +64,80 @@ class Examples:
                         self.left_out)
 
 
-def read_examples(dataset: Dataset, case: Case, config: Config, *, size: int, channels: Sequence[str],
-                  positive_class: str | None = None) -> Examples:
-    """Reads one case as pictures of a common size, cut to the tissue's bounding square.
+@dataclass(frozen=True)
+class Reader:
+    """Turns cases into pictures of a common size, cut to the tissue's bounding square, the same way everywhere.
 
     Args:
-        dataset: Where the case is from.
-        case: With a mask: a slice is positive when it shows at least `LEAST_LESION_MM2` of any label. With a class:
-            the image is positive when that is `positive_class`.
-        config: How intensities are mapped.
+        config: How intensities are mapped, and whether masks (`lesion`) or classes (`image`) say what is positive.
         size: Edge of the pictures, in pixels.
         channels: Names of the channels to read, in this order.
-        positive_class: For cases with classes.
-
-    Raises:
-        Refused: What reading refuses, and `DIM_UNSUPPORTED` for volumes with one class for the whole.
+        positive_class: The class to find, where there are classes.
     """
-    scan = open_scan(dataset, case, config)
-    if case.mask is None and not scan.planar:
-        raise Refused("DIM_UNSUPPORTED", case.images[0], "a volume with one class and no mask is not one picture",
-                      "Give 2D images with classes, or volumes with masks")
-    tissue = scan.tissue()
-    if not tissue.any():
-        tissue = np.ones(tissue.shape, bool)
-    filled = tissue.sum(axis=(0, 1))
-    area = (scan.labels > 0).sum(axis=(0, 1)) * float(np.prod(scan.spacing_mm[:2]))
-    unclear = (area > 0) & (area < LEAST_LESION_MM2)
-    enough = filled >= LEAST_TISSUE * filled.max()
-    kept = np.flatnonzero(enough & ~unclear)
-    names = [name.lower() for name in dataset.channels]
-    picked = [names.index(name.lower()) for name in channels]
-    pictures = np.where(tissue, scan.image[picked], np.float32(OUTSIDE))[..., kept]
-    positive = area[kept] > 0 if case.mask is not None else np.array([case.label == positive_class] * len(kept))
-    return Examples(_squared(pictures, tissue, scan, size), positive, np.array([patient_key(case)] * len(kept)),
-                    kept, int((enough & unclear).sum()))
+
+    config: Config
+    size: int
+    channels: tuple[str, ...]
+    positive_class: str | None = None
+
+    @staticmethod
+    def common(dataset: Dataset, others: Sequence[Dataset], config: Config, size: int,
+               positive_class: str | None = None) -> Reader:
+        """A reader of the channels that all data sets have; the class to find is the last one if it is not named.
+
+        Raises:
+            Refused: `DATASET_JSON` without a common channel, `LABEL_UNKNOWN` for a class that is not there.
+        """
+        channels = tuple(name for name in dataset.channels
+                         if all(name.lower() in map(str.lower, other.channels) for other in others))
+        if not channels:
+            raise Refused("DATASET_JSON", dataset.root, f"none of its channels ({', '.join(dataset.channels)}) is in "
+                          "every other data set", "Give the same channels the same names")
+        if config.task == "image":
+            positive_class = positive_class or dataset.classes[-1]
+            if positive_class not in dataset.classes:
+                raise Refused("LABEL_UNKNOWN", positive_class, f"{dataset.root} has no such class",
+                              f"Use one of {', '.join(dataset.classes)}")
+        return Reader(config, size, channels, positive_class)
+
+    @property
+    def positive(self) -> str:
+        """What makes a picture positive, in words."""
+        return (f"its class is {self.positive_class}" if self.config.task == "image"
+                else f"it shows at least {LEAST_LESION_MM2:g} mm² of lesion")
+
+    def labelled(self, dataset: Dataset) -> list[Case]:
+        """The real cases that can be learned from or tested on."""
+        return [case for case in dataset.cases if not case.synthetic
+                and (case.label if self.config.task == "image" else case.mask) is not None]
+
+    def read(self, dataset: Dataset, cases: Sequence[Case]) -> Examples:
+        """The pictures of some cases.
+
+        Raises:
+            Refused: What reading refuses, and `DIM_UNSUPPORTED` for volumes with one class for the whole.
+        """
+        return Examples.joined([self._case(dataset, case) for case in cases])
+
+    def _case(self, dataset: Dataset, case: Case) -> Examples:
+        scan = open_scan(dataset, case, self.config)
+        if case.mask is None and not scan.planar:
+            raise Refused("DIM_UNSUPPORTED", case.images[0], "a volume with one class and no mask is not one picture",
+                          "Give 2D images with classes, or volumes with masks")
+        tissue = scan.tissue()
+        if not tissue.any():
+            tissue = np.ones(tissue.shape, bool)
+        filled = tissue.sum(axis=(0, 1))
+        area = (scan.labels > 0).sum(axis=(0, 1)) * float(np.prod(scan.spacing_mm[:2]))
+        unclear = (area > 0) & (area < LEAST_LESION_MM2)
+        enough = filled >= LEAST_TISSUE * filled.max()
+        kept = np.flatnonzero(enough & ~unclear)
+        names = [name.lower() for name in dataset.channels]
+        picked = [names.index(name.lower()) for name in self.channels]
+        pictures = np.where(tissue, scan.image[picked], np.float32(OUTSIDE))[..., kept]
+        positive = area[kept] > 0 if case.mask is not None else np.array([case.label == self.positive_class] * len(kept))
+        return Examples(_squared(pictures, tissue, scan, self.size), positive, np.array([patient_key(case)] * len(kept)),
+                        kept, int((enough & unclear).sum()))
 
 
 def _squared(pictures: NDArray[np.float32], tissue: NDArray[np.bool_], scan: Scan, size: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ resampling patients (Efron's percentile bootstrap), and seeds with them; differe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ from medgan.metrics.examples import OUTSIDE, Examples
 #: With fewer test patients than this, resampling patients says nothing, and blocks of slices are drawn instead.
 FEWEST_PATIENTS = 3
 #: Neighbouring slices look alike, so they are drawn together, this many at a time.
-BLOCK_SLICES = 10
+BLOCK = 10
 RESAMPLES = 2_000
 #: Classes are drawn evenly in training, so half is the classifier's own threshold.
 THRESHOLD = 0.5
 WIDTHS = (16, 32, 48, 64)
 BATCH, RATE, WEIGHT_DECAY = 32, 2e-3, 1e-2
+#: Pictures scored at a time.
+CHUNK = 256
 #: The augmentation that every arm has: degrees, parts of the edge, parts of the size, network values.
 TURN, SHIFT, ZOOM, BRIGHTNESS = 10.0, 0.05, 0.1, 0.1
 
@@ -80,10 +82,11 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
     half = BATCH // 2
     wanted = torch.cat([torch.ones(half), torch.zeros(half)]).to(device)
     for _ in range(steps):
-        index = torch.cat([pool[torch.randint(len(pool), (half,), generator=chance)] for pool in classes])
+        # Not randint: its draws from a doubled pool are the same pictures, and the arm of repeats the same run.
+        index = torch.cat([pool[(torch.rand(half, generator=chance) * len(pool)).long()] for pool in classes])
         loss = F.binary_cross_entropy_with_logits(model(_disturbed(images[index.to(device)], chance)), wanted)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return model.eval()
@@ -92,9 +95,34 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
 def predict(model: SmallClassifier, examples: Examples) -> NDArray[np.float64]:
     """(N,) probabilities of being positive."""
     device = next(model.parameters()).device
+    images = torch.from_numpy(examples.images)
     with torch.no_grad():
-        parts = [torch.sigmoid(model(part.to(device))).cpu() for part in torch.from_numpy(examples.images).split(256)]
-    return np.asarray(torch.cat(parts).double().numpy() if parts else np.zeros(0))
+        parts = [torch.sigmoid(model(images[at : at + CHUNK].to(device))) for at in range(0, len(images), CHUNK)]
+    return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+
+def score_arms(arms: Mapping[str, Examples], tests: Mapping[str, Examples], *, seeds: Sequence[int], steps: int,
+               device: str = "cpu", tell: Callable[[str], None] = lambda _: None) -> dict[str, dict[str, Values]]:
+    """Trains a classifier for each arm and seed and lets it score every test set.
+
+    Args:
+        arms: Name -> training pictures.
+        tests: Name -> test pictures.
+        seeds: One classifier an arm for each.
+        steps: Optimiser steps, the same for all arms.
+        device: Where to train.
+        tell: Told of each arm that is begun.
+
+    Returns:
+        Test set -> arm -> (S, N) probabilities.
+    """
+    scores: dict[str, dict[str, Values]] = {name: {} for name in tests}
+    for arm, examples in arms.items():
+        tell(f"{arm}: {len(examples)} pictures, {int(examples.positive.sum())} positive")
+        models = [train_classifier(examples, steps=steps, seed=seed, device=device) for seed in seeds]
+        for name, test in tests.items():
+            scores[name][arm] = np.stack([predict(model, test) for model in models])
+    return scores
 
 
 def _disturbed(images: Tensor, chance: torch.Generator) -> Tensor:
@@ -150,7 +178,8 @@ def balanced_accuracy(positive: ArrayLike, scores: ArrayLike, weights: ArrayLike
 
 
 def _ratio(above: Values, below: Values) -> Values:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+    ratio: Values = np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+    return ratio
 
 
 MEASURES: dict[str, Callable[[ArrayLike, ArrayLike, ArrayLike | None], Values]] = {
@@ -177,11 +206,19 @@ class Scored:
 
     @staticmethod
     def gathered(parts: Sequence[tuple[Examples, Mapping[str, Values]]]) -> Scored:
-        """From each fold's test examples and scores; folds without test examples may be left out."""
+        """From each fold's test examples and their scores."""
         examples = Examples.joined([part for part, _ in parts])
         folds = np.concatenate([np.full(len(part), fold) for fold, (part, _) in enumerate(parts)])
         scores = {arm: np.concatenate([scored[arm] for _, scored in parts], axis=1) for arm in parts[0][1]}
         return Scored(examples.positive, examples.patients, examples.places, folds, scores)
+
+    def rows(self) -> Iterator[dict[str, object]]:
+        """A row for every picture, arm and seed, for a table."""
+        for arm, scores in self.scores.items():
+            for seed, row in enumerate(scores):
+                for n, score in enumerate(row):
+                    yield {"fold": int(self.folds[n]) + 1, "arm": arm, "seed": seed, "patient": str(self.patients[n]),
+                           "slice": int(self.places[n]), "positive": int(self.positive[n]), "score": f"{score:.6f}"}
 
 
 @dataclass(frozen=True)
@@ -217,12 +254,18 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
         seed: Of the resampling.
 
     Returns:
-        Plain values for JSON: `resampled` ("patients" or "blocks"), `arms` and `differences`, each a measure's
-        name -> the fields of `Estimate`.
+        Plain values for JSON: `resampled` ("patients" or "blocks"), `arms` and `differences`, each a measure's name
+        -> the fields of `Estimate`.
+
+    Raises:
+        Refused: `DATASET_EMPTY` where every fold's test pictures are of one class.
     """
+    if not any(0 < test.positive[test.folds == fold].mean() < 1 for fold in np.unique(test.folds)):
+        raise Refused("DATASET_EMPTY", "test pictures", "in each fold they are all of one class",
+                      "Hold back more patients, or others")
     rng = np.random.default_rng(seed)
-    units, strata = resampling_units(test.patients, test.places)
-    blocks = bool(strata.any()) or len(np.unique(test.patients)) < FEWEST_PATIENTS
+    units, strata = resampling_units(test)
+    blocks = len(np.unique(test.patients)) < FEWEST_PATIENTS
     draws = draw_units(strata, resamples, rng)
     count = next(iter(test.scores.values())).shape[0]
     # Seeds are drawn anew with the patients: both change when the study is repeated.
@@ -241,17 +284,21 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
     return {"resampled": "blocks" if blocks else "patients", "arms": arms, "differences": differences}
 
 
-def resampling_units(patients: NDArray[np.str_], places: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """What is drawn together: patients or, where there are fewer than `FEWEST_PATIENTS`, blocks of their slices.
+def resampling_units(test: Scored) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """What is drawn together: patients or, where there are fewer than `FEWEST_PATIENTS`, blocks of their pictures.
 
     Returns:
         (N,) the unit of each picture, and (U,) the stratum of each unit, within which units are drawn: one for all
         patients, or one for the blocks of each patient.
     """
-    names, owner = np.unique(patients, return_inverse=True)
+    names, owner = np.unique(test.patients, return_inverse=True)
     if len(names) >= FEWEST_PATIENTS:
         return owner, np.zeros(len(names), np.intp)
-    keys, units = np.unique(np.stack([owner, places // BLOCK_SLICES], 1), axis=0, return_inverse=True)
+    rank = np.zeros(len(owner), np.intp)
+    for patient, fold in {*zip(owner.tolist(), test.folds.tolist(), strict=True)}:
+        same = (owner == patient) & (test.folds == fold)
+        rank[same] = np.arange(same.sum())
+    keys, units = np.unique(np.stack([owner, rank // BLOCK], 1), axis=0, return_inverse=True)
     return units.reshape(-1), keys[:, 0].astype(np.intp)
 
 

@@ -7,7 +7,7 @@ import io
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Interrupted, Refused
 from medgan.storage import locked, remove_partial, write_json, write_text
+from medgan.verbs.cases import Factory, factory, synthetic_case
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.train import RUNS, check_trainable, default_task, train
 
@@ -186,7 +187,7 @@ def plan_cases(dataset: Dataset, factor: float) -> list[tuple[Case, Case]]:
     planned = []
     for number in range(count):
         parent = parents[number % len(parents)]
-        planned.append((parent, replace(parent, id=f"{parent.id}syn{number // len(parents) + 1:03d}", synthetic=True)))
+        planned.append((parent, synthetic_case(parent, number // len(parents) + 1)))
     return planned
 
 
@@ -218,13 +219,11 @@ def _made(work: Work, todo: Sequence[tuple[int, Case, Case]], workers: int) -> I
         yield from pool.map(_in_worker, todo)
 
 
-def _factory(work: Work) -> Any:
-    from medgan.verbs.cases import factory
-
+def _factory(work: Work) -> Factory:
     return factory(work.dataset, work.config, work.method, work.run, work.out, work.seed)
 
 
-_worker_factory: Any = None
+_worker_factory: Factory | None = None
 
 
 def _start_worker(work: Work, workers: int) -> None:
@@ -237,6 +236,7 @@ def _start_worker(work: Work, workers: int) -> None:
 
 def _in_worker(item: tuple[int, Case, Case]) -> tuple[str, str]:
     number, parent, new = item
+    assert _worker_factory is not None
     return new.id, _worker_factory(number, parent, new)
 
 

@@ -13,7 +13,6 @@ from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layouts import LAYOUTS
 from medgan.datasets.provenance import Provenance
-from medgan.errors import Refused
 from medgan.imaging.volume import Volume
 
 #: (number, parent, new case) -> why it could not be made, or an empty string.
@@ -36,16 +35,16 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         count: Lesions a case; None: as in the data.
     """
     from medgan.learning.checkpoints import open_run
-    from medgan.learning.loop import step_seed
+    from medgan.learning.loop import pick_device, step_seed
 
     opened = open_run(run) if run is not None else None
     layout = LAYOUTS[dataset.layout]
-    model = {"model": opened.path.name, "model_hash": opened.hash()} if opened else {"model": "", "model_hash": ""}
+    model, model_hash = (opened.path.name, opened.hash()) if opened else ("", "")
 
     def save(number: int, parent: Case, new: Case, image: Volume, mask: Volume | None, **what: Any) -> None:
         placed = layout.place(out, dataset, new)
-        record = Provenance(id=new.id, patient=new.patient, seed=step_seed(seed, number), method=method, **model,
-                            **what)
+        record = Provenance(id=new.id, patient=new.patient, seed=step_seed(seed, number), method=method, model=model,
+                            model_hash=model_hash, **what)
         layout.save(dataset, placed, image, mask, parent, provenance=record)
         record.write(layout.sidecar(placed))
 
@@ -53,7 +52,7 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         assert opened is not None
         from medgan.learning.tasks.image import made_volume
 
-        generator = opened.generator(config.device)
+        generator = opened.generator(pick_device(config.device))
 
         def make_image(number: int, parent: Case, new: Case) -> str:
             template, _ = dataset.load(parent)
@@ -94,12 +93,7 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
     return make_lesions
 
 
-def new_patient(case: Case) -> Case:
-    """A whole made image is nobody: it is its own patient."""
-    return replace(case, patient=case.id)
-
-
-def refuse_unknown_label(names: tuple[str, ...], label: str | None) -> None:
-    """Refuses a label that the run does not know."""
-    if label is not None and label not in names:
-        raise Refused("LABEL_UNKNOWN", f"--label {label}", "the run does not know it", f"Use one of {', '.join(names)}")
+def synthetic_case(parent: Case, number: int) -> Case:
+    """The new case of a parent: with lesions put in it stays its patient, a whole made image is nobody's."""
+    new_id = f"{parent.id}syn{number:04d}"
+    return replace(parent, id=new_id, synthetic=True, patient=parent.patient if parent.mask is not None else new_id)

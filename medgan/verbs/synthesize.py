@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from medgan.errors import Interrupted, Refused
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial
 from medgan.verbs.augment import check_run
+from medgan.verbs.cases import factory, synthetic_case
 from medgan.verbs.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
@@ -88,8 +89,6 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
 def _synthesize(run: Run, count: int, target: Path, label: str | None, size_mm: float | None, lesions: int,
                 seed: int, device: str | None, settings: Sequence[str] | Mapping[str, Any],
                 progress: Report) -> list[Synthetic]:
-    from medgan.verbs.cases import factory
-
     dataset = open_dataset(run.dataset["path"])
     check_run(run, dataset, run.config.task)
     given = Config.resolve(run.config.modality, run.config.task, settings=settings, device=device)
@@ -105,7 +104,7 @@ def _synthesize(run: Run, count: int, target: Path, label: str | None, size_mm: 
         for number in range(count):
             progress(Progress("synthesizing", number, count, "cases"))
             parent = parents[number % len(parents)]
-            new = replace(parent, id=f"{parent.id}syn{number + 1:04d}", synthetic=True)
+            new = synthetic_case(parent, number + 1)
             why = make(number, parent, new)
             if why:
                 reasons.append(f"{new.id}: {why}")

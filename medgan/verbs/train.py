@@ -182,8 +182,8 @@ A `{config.task}` generator ({config.data.dims}D, {config.modality}) trained wit
 
 - Data: {about["name"]}, {about["training_cases"]} training cases (fingerprint `{about["fingerprint"]}`).
 - Channels: {", ".join(run.interface.get("channel_names", [])) or run.interface.get("channels")}.
-- Recipe: {images} images seen, batch {config.training.batch}, objective {config.training.objective}, seed {config.seed};
-  every setting is in `config.json`, the losses in `log.jsonl`, pictures in `samples/`.
+- Recipe: {images} images seen, batch {config.training.batch}, objective {config.training.objective}, seed
+  {config.seed}; every setting is in `config.json`, the losses in `log.jsonl`, pictures in `samples/`.
 - Licence: the weights may be used as the training data's own terms allow.
 - Limits: made for data augmentation in research, from the patients named above and nobody else. It adds no scanner,
   disease or population that the data lacks. Whether its samples help must be measured on held-out real patients.

@@ -99,7 +99,7 @@ def sample(generator: nn.Module, index: int, count: int, seed: int) -> NDArray[n
     latent = torch.randn(count, generator.latent, generator=torch.Generator().manual_seed(seed)).to(device)
     with torch.no_grad():
         made = generator(latent, torch.full((count,), index, device=device))
-    return made.float().cpu().numpy()
+    return np.asarray(made.float().cpu().numpy())
 
 
 def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -156,7 +156,7 @@ class ImageSource:
 
     def of_class(self, index: int) -> NDArray[np.float32]:
         """The stored images (n, C, ...) of a class."""
-        return self.images[self.labels == index]
+        return np.asarray(self.images[self.labels == index])
 
     def batch(self, step: int) -> Batch:
         """`training.batch` images, classes drawn evenly; left-right flips are left to the user's data."""
@@ -198,7 +198,7 @@ def made_volume(generator: nn.Module, run: Run, label: str | None, template: Vol
     mapped = [IntensityMap((low, high), (-1.0, 1.0)).inverse(channel, np.float32) if run.config.intensity.knots is None
               else intensity_maps(made, run.config.intensity)[0].inverse(channel, np.float32)
               for channel, (low, high) in zip(made, run.interface["raw_range"], strict=True)]
-    small = Volume(np.stack(mapped), np.diag((*(list(run.interface["spacing_mm"]) + [1.0])[:3], 1.0)))
+    small = Volume(np.stack(mapped), np.diag([*[*run.interface["spacing_mm"], 1.0][:3], 1.0]))
     spacing = tuple(s * n / m for s, n, m in zip(small.spacing_mm, small.shape, template.shape, strict=True))
     full = resample(small, spacing, order=1, shape=template.shape) if small.shape != template.shape else small
     return template.with_array(cast(full.array, template.array.dtype))

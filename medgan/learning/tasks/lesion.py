@@ -207,10 +207,11 @@ def middle(tensor: Tensor) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A stored crop: network values, label indices, working spacing."""
+    """A stored crop: network values, label indices, where tissue is, working spacing."""
 
     image: NDArray[np.float32]
     labels: NDArray[np.uint8]
+    tissue: NDArray[np.bool_]
     spacing_mm: float
 
 
@@ -247,6 +248,7 @@ class LesionSource:
         if not lesions:
             return
         limit = self.config.data.crops_per_case
+        tissue = scan.tissue()
         centres = [(lesion, centre) for lesion in lesions for centre in self._centres(lesion)]
         spacings = []
         for index in sorted(rng.permutation(len(centres))[:limit]):
@@ -255,16 +257,16 @@ class LesionSource:
             # Other lesions in the crop stay what they are to the generator: surroundings.
             own = np.zeros(scan.labels.shape, np.uint8)
             own[tuple(slice(c, c + n) for c, n in zip(lesion.corner, lesion.labels.shape, strict=True))] = lesion.labels
-            crop = self._cut(scan, own, centre, spacing)
+            crop = self._cut(scan, own, tissue, centre, spacing)
             if int((crop.labels > 0).sum()) >= SMALLEST_SECTION:
                 self.lesion_crops.append(crop)
                 spacings.append(spacing)
-        places = np.argwhere(scan.tissue() & (scan.labels == 0))
+        places = np.argwhere(tissue & (scan.labels == 0))
         for _ in range(min(limit, max(4, len(spacings)))):
             if not len(places) or not spacings:
                 break
             spacing = float(rng.choice(spacings))
-            tries = [self._cut(scan, scan.labels, places[rng.integers(len(places))].astype(float), spacing)
+            tries = [self._cut(scan, scan.labels, tissue, places[rng.integers(len(places))].astype(float), spacing)
                      for _ in range(3)]
             self.tissue_crops.append(min(tries, key=lambda crop: int((crop.labels > 0).sum())))
 
@@ -277,17 +279,18 @@ class LesionSource:
         middles = [np.array([*np.argwhere(inside[:, :, k]).mean(axis=0), k]) for k in sections]
         return [lesion.corner + middle for middle in middles]
 
-    def _cut(self, scan: Scan, labels: NDArray[np.uint8], centre: NDArray[np.float64], spacing: float) -> Crop:
+    def _cut(self, scan: Scan, labels: NDArray[np.uint8], tissue: NDArray[np.bool_], centre: NDArray[np.float64],
+             spacing: float) -> Crop:
         depth = self.stored if self.dims == 3 else 1
         step = spacing / scan.spacing_mm
         if self.dims == 2:
             step[2] = 1.0
         grid = Grid(np.asarray(centre, float), step, (self.stored, self.stored, depth))
         image = np.stack([grid.cut(channel, order=1) for channel in scan.image])
-        mask = grid.cut(labels, order=0)
+        mask, inside = grid.cut(labels, order=0), grid.cut(tissue.view(np.uint8), order=0) > 0
         if self.dims == 2:
-            image, mask = image[..., 0], mask[..., 0]
-        return Crop(image, mask, spacing)
+            image, mask, inside = image[..., 0], mask[..., 0], inside[..., 0]
+        return Crop(image, mask, inside, spacing)
 
     def batch(self, step: int) -> Batch:
         """Lesions first, then lesion-free voids, `training.batch` in all."""
@@ -298,56 +301,64 @@ class LesionSource:
         return _stack(rows)
 
     def requests(self, count: int) -> Batch:
-        """The fixed requests of the contact sheet: real masks on other tissue."""
+        """The fixed requests of the contact sheet: real masks on other tissue, of eight draws the one most inside."""
         rng = np.random.default_rng([self.config.seed, 3])
-        pool = self.tissue_crops or self.lesion_crops
         rows = []
         for _ in range(count):
-            host = pool[rng.integers(len(pool))]
-            shape = self.lesion_crops[rng.integers(len(self.lesion_crops))]
-            image, _ = self._window(host, None)
-            _, labels = self._window(shape, None)
-            rows.append(self._row(image, labels, shape.spacing_mm))
+            draws = []
+            for _ in range(8):
+                host, shape = self._any(self.tissue_crops or self.lesion_crops, rng), self._any(self.lesion_crops, rng)
+                (image, _, tissue), (_, labels, _) = self._window(host, None), self._window(shape, None)
+                inside = np.where(tissue, labels, 0).astype(np.uint8)
+                draws.append(((inside > 0).sum() / max(1, (labels > 0).sum()), image, inside, shape.spacing_mm))
+            _, image, labels, spacing = max(draws, key=lambda draw: float(draw[0]))
+            rows.append(self._row(image, labels, spacing))
         return _stack(rows)
 
     def lesions_only(self, count: int) -> Batch:
         """Real lesions, for comparison on the contact sheet."""
         rng = np.random.default_rng([self.config.seed, 4])
-        chosen = [self.lesion_crops[rng.integers(len(self.lesion_crops))] for _ in range(count)]
-        return _stack([self._row(*self._window(crop, None), crop.spacing_mm) for crop in chosen])
+        chosen = [self._any(self.lesion_crops, rng) for _ in range(count)]
+        return _stack([self._row(*self._window(crop, None)[:2], crop.spacing_mm) for crop in chosen])
+
+    @staticmethod
+    def _any(crops: list[Crop], rng: np.random.Generator) -> Crop:
+        return crops[rng.integers(len(crops))]
 
     def _lesion_row(self, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-        crop = self.lesion_crops[rng.integers(len(self.lesion_crops))]
-        return self._row(*self._window(crop, rng), crop.spacing_mm)
+        crop = self._any(self.lesion_crops, rng)
+        return self._row(*self._window(crop, rng)[:2], crop.spacing_mm)
 
     def _void_row(self, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
         """A void of a lesion's shape in tissue; a lesion that happens to be in the crop stays untouched."""
-        host = self.tissue_crops[rng.integers(len(self.tissue_crops))]
-        image, present = self._window(host, rng)
-        shape = self.lesion_crops[rng.integers(len(self.lesion_crops))]
-        _, mask = self._window(shape, rng)
-        row = self._row(image, mask, host.spacing_mm)
+        host = self._any(self.tissue_crops, rng)
+        image, present, tissue = self._window(host, rng)
+        _, shape, _ = self._window(self._any(self.lesion_crops, rng), rng)
+        inside = np.where(tissue, shape, 0).astype(np.uint8)
+        row = self._row(image, inside if inside.any() else shape, host.spacing_mm)
         row["void"] = np.where(present[None] > 0, np.float32(0), row["void"])
         row["labels"][:], row["distance"][:], row["condition"][:] = 0, -1, 0
         return row
 
     def _window(self, crop: Crop, rng: np.random.Generator | None
-                ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """The used part of a stored crop: the middle, or shifted, flipped and turned at random."""
+                ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Image, labels and tissue of the used part of a stored crop: the middle, or moved and turned at random."""
         slack = self.stored - self.size
         if rng is None:
             starts = [slack // 2] * self.dims
         else:
             starts = [int(rng.integers(slack + 1)) for _ in range(self.dims)]
         window = tuple(slice(start, start + self.size) for start in starts)
-        image, labels = crop.image[(slice(None), *window)], crop.labels[window]
+        maps = [crop.labels[window], crop.tissue[window]]
+        image = crop.image[(slice(None), *window)]
         if rng is not None:
             for axis in range(self.dims):
                 if rng.random() < 0.5:
-                    image, labels = np.flip(image, axis + 1), np.flip(labels, axis)
+                    image, maps = np.flip(image, axis + 1), [np.flip(m, axis) for m in maps]
             turns = int(rng.integers(4))
-            image, labels = np.rot90(image, turns, (1, 2)), np.rot90(labels, turns, (0, 1))
-        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+            image, maps = np.rot90(image, turns, (1, 2)), [np.rot90(m, turns, (0, 1)) for m in maps]
+        labels, tissue = maps
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels), np.ascontiguousarray(tissue)
 
     def _row(self, image: NDArray[np.float32], labels: NDArray[np.uint8], spacing_mm: float
              ) -> dict[str, NDArray[np.float32]]:
