@@ -59,7 +59,7 @@ class Training(Section):
     """The game: objective, optimiser, length."""
 
     objective: Literal["relativistic"] = "relativistic"
-    images: int = Field(60_000, ge=1, description="Length of the run, in images seen by the discriminator.")
+    images: int = Field(24_000, ge=1, description="Length of the run, in images seen by the discriminator.")
     minutes: float | None = Field(None, gt=0, description="Shortens or lengthens the run to about this wall time.")
     limit_minutes: float | None = Field(None, gt=0, description="Stops the run after this wall time, finished or not.")
     batch: int = Field(16, ge=1)
@@ -94,6 +94,7 @@ class Augment(Section):
     max_lesions: int = Field(6, ge=1, description="Most new lesions a case when drawn from the data.")
     tries: int = Field(8, ge=1, description="Redraws before a lesion that a gate rejects is given up.")
     sigmas: float = Field(6.0, gt=0, description="How far from the real lesions' mean intensity a lesion may lie.")
+    visibility: float = Field(0.25, description="Least contrast to its surroundings, over that of real lesions.")
 
 
 class Config(Section):
@@ -128,14 +129,25 @@ class Config(Section):
         for name, value, known in (("modality", modality, get_args(Modality)), ("task", task, get_args(TaskName))):
             if value not in known:
                 raise Refused("CFG_VALUE", name, f"{value!r} is not one of {', '.join(known)}", "Name one of them")
-        merged = _for_task(_load(resource("configs", f"{modality}.toml")), task)
+        preset = _for_task(_load(resource("configs", f"{modality}.toml")), task)
+        return cls._over(preset | {"modality": modality, "task": task}, file, settings, top)
+
+    def over(self, *, file: str | Path | None = None, settings: Sequence[str] | Mapping[str, Any] = (),
+             **top: Any) -> Config:
+        """These settings with a file, single settings and top-level values laid over them, as in `resolve`."""
+        return self._over(self.model_dump(mode="json"), file, settings, top)
+
+    @classmethod
+    def _over(cls, base: dict[str, Any], file: str | Path | None, settings: Sequence[str] | Mapping[str, Any],
+              top: Mapping[str, Any]) -> Config:
+        merged = base
         if file is not None:
-            merged = _merge(merged, _for_task(_load(Path(file)), task))
+            merged = _merge(merged, _for_task(_load(Path(file)), base["task"]))
         items = settings.items() if isinstance(settings, Mapping) else [parse_setting(s) for s in settings]
         for key, value in items:
             merged = _merge(merged, _nest(key, value))
         merged |= {key: value for key, value in top.items() if value is not None}
-        merged |= {"modality": modality, "task": task}
+        merged |= {"modality": base["modality"], "task": base["task"]}
         return cls.checked(merged, where=str(file) if file is not None else "settings")
 
     @classmethod

@@ -111,7 +111,8 @@ def main(
     scored = {name: utility.Scored.gathered(scores) for name, scores in tested.items()}
     pairs = [(arm, "real") for arm in described[0]["arms"] if arm != "real"]
     pairs += [("gan", control) for control in CONTROLS if "gan" in methods and control in described[0]["arms"]]
-    compared = {name: {**_shown(tested[name]).counts(), **utility.compare(test, pairs)} for name, test in scored.items()}
+    compared = {name: {**_shown(tested[name]).counts(), **utility.compare(test, pairs)}
+                for name, test in scored.items()}
     report = {
         "medgan": medgan.__version__,
         "command": shlex.join(["medgan", "run", "lesion_classifier", "--", *sys.argv[1:]]),
@@ -148,7 +149,8 @@ def _arms(real: Dataset, training: Sequence[Case], known: Mapping[str, Examples]
         augmented = medgan.augment(subset.root, factor=plan["factor"], out=folder / method, method=cast(Any, method),
                                    model=run.path if run else None, **common)
         opened = open_dataset(augmented.out)
-        arms[method] = Examples.joined([alone, reader.read(opened, [case for case in opened.cases if case.synthetic])])
+        synthetic = [case for case in opened.cases if case.synthetic]
+        arms[method] = Examples.joined([alone, *([reader.read(opened, synthetic)] if synthetic else [])])
         made[method] = {"cases": len(augmented.synthetic), "skipped": dict(augmented.skipped),
                         "weights": run.hash() if run else None}
     # As many pictures as the largest arm, so that number can be told from novelty.
@@ -158,9 +160,10 @@ def _arms(real: Dataset, training: Sequence[Case], known: Mapping[str, Examples]
 
 def _generator(subset: Dataset, folder: Path, **options: Any) -> Run:
     """The generator of a fold: trained, or what an earlier call left of it."""
-    _say(f"a generator for {', '.join(_patients(subset.cases)[:8])}")
     if (folder / "config.json").is_file():
-        return medgan.train(out=folder, resume=True)
+        begun = medgan.load(folder)
+        return begun if begun.finished else medgan.train(out=folder, resume=True)
+    _say(f"training a generator on {', '.join(_patients(subset.cases)[:8])}")
     return medgan.train(subset.root, out=folder, **options)
 
 

@@ -136,6 +136,16 @@ def test_slabs_do_not_show(head: Volume) -> None:
         np.testing.assert_allclose(whole, restore(thick, factor=factors).array, atol=1e-3)
 
 
+def test_nothing_undershoots_a_floor_that_many_voxels_share() -> None:
+    line = np.array([-1000.0] * 6 + [50.0, 900.0, 40.0, 30.0] * 3 + [-1000.0] * 6, np.float32)
+    volume = Volume(np.broadcast_to(line, (1, 3, 3, 24)).copy())
+    scans = acquisitions(volume, (1, 1, 3), "gaussian", None)
+    assert restore(volume, factor=(1, 1, 3)).array.min() < -1050
+    assert refine(volume, scans)[0].min() == -1000
+    free = replace(volume, array=volume.array + np.arange(216, dtype=np.float32).reshape(1, 3, 3, 24) * 1e-3)
+    assert refine(free, scans)[0].min() < -1050
+
+
 def test_integers_are_rounded_and_clipped_to_their_type() -> None:
     steps = np.repeat([0, 255, 0, 255], 5).astype(np.uint8)
     volume = Volume(np.broadcast_to(steps, (1, 2, 2, 20)).copy())

@@ -100,6 +100,13 @@ def test_without_a_model_one_is_trained_and_found_again(mr_set: Path, tmp_path: 
     assert any("training one first" in p.text for p in told)
     again = medgan.augment(mr_set, factor=1.34, modality="mr", settings=tiny, out=tmp_path / "again")
     assert again.run == Path("runs/mr-lesion") and not Path("runs/mr-lesion-2").exists()
+    with pytest.raises(Refused) as refused:
+        medgan.augment(mr_set, factor=1.34, settings=tiny | {"network.width": 4}, out=tmp_path / "third")
+    assert refused.value.code == "CFG_VALUE" and "network" in str(refused.value)
+    # A run that was only begun is finished, not left behind.
+    Path("runs/mr-lesion/weights.safetensors").unlink()
+    medgan.augment(mr_set, factor=1.34, settings=tiny, out=tmp_path / "fourth")
+    assert Path("runs/mr-lesion/weights.safetensors").is_file() and not Path("runs/mr-lesion-2").exists()
 
 
 def test_held_out_cases_are_never_parents(mr_set: Path, tmp_path: Path) -> None:

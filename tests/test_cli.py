@@ -110,7 +110,7 @@ def empty(root: Path) -> Path:
 
 REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Path], Path], str]] = {
     "no data set and no modality": (("train",), nothing, "CFG_VALUE"),
-    "an unknown modality": (("train", "--modality", "pet"), nothing, "CFG_VALUE"),
+    "an unknown modality": (("train", "--modality", "magic"), nothing, "CFG_VALUE"),
     "an unknown task": (("train", "DATA", "--task", "segment"), make.nnunet, "CFG_VALUE"),
     "an unknown setting": (("train", "DATA", "--modality", "mr", "--set", "training.bach=8"), make.nnunet,
                            "CFG_UNKNOWN"),

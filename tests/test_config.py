@@ -126,7 +126,7 @@ def test_modality_and_task_of_the_call_are_the_ones_that_count(tmp_path: Path) -
     file = toml(tmp_path, 'modality = "mr"\n')
     assert Config.resolve("ct", file=file, settings=["task=image"]).modality == "ct"
     assert Config.resolve("ct", file=file, settings=["task=image"]).task == "lesion"
-    assert refused(modality="pet").code == refused(task="segment").code == "CFG_VALUE"
+    assert refused(modality="magic").code == refused(task="segment").code == "CFG_VALUE"
 
 
 @pytest.mark.parametrize("text", [

@@ -127,7 +127,7 @@ def test_the_generator_draws_into_a_scan_and_the_seed_decides(dims: int, mr_set:
     before = scan.image[(slice(None), *site.box)]
     assert np.abs(drawn - before)[0][inside].mean() > 1e-3
     ground = Ground(scan, library, finest_mm=2.0, crop=run.config.data.crop)
-    made = compose(ground, maker, run.config.augment.model_copy(update={"sigmas": 1e9}), 1)
+    made = compose(ground, maker, run.config.augment.model_copy(update={"sigmas": 1e9, "visibility": -1e9}), 1)
     assert made is not None and np.array_equal(made.image.array[:, ~made.changed],
                                                dataset.load(dataset.cases[0])[0].array[:, ~made.changed])
 

@@ -197,15 +197,18 @@ def test_pasted_lesions_keep_the_donors_contrast(scans: list[Scan], library: Lib
     assert contrast == pytest.approx(own, abs=0.12)
 
 
-def test_gates_reject_what_no_real_lesion_looks_like(scans: list[Scan], library: Library) -> None:
+def test_gates_reject_what_no_real_lesion_looks_like_and_what_cannot_be_seen(
+        scans: list[Scan], library: Library, config: Config) -> None:
     ground = _ground(scans[0], library)
     site = next(s for seed in range(9) for donor in library.lesions
                 if (s := ground.site(donor, np.random.default_rng(seed))) is not None)
     before = scans[0].image[(slice(None), *site.box)]
     fitting = np.where(site.labels > 0, library.statistics[main_label(site.donor)].mean[0], before).astype(np.float32)
-    assert judge(before, fitting, site, library, 6.0).passed
-    assert not judge(before, before + 50 * (site.labels > 0), site, library, 6.0).passed
-    assert not judge(before, before * np.float32("nan"), site, library, 6.0).passed
+    assert judge(before, fitting, site, library, config.augment).passed
+    assert not judge(before, before + 50 * (site.labels > 0), site, library, config.augment).passed
+    assert not judge(before, before * np.float32("nan"), site, library, config.augment).passed
+    unchanged = judge(before, before, site, library, config.augment)
+    assert not unchanged.passed and unchanged.visibility < 0.25 and unchanged.contrast == 0
 
 
 def test_an_occupied_place_is_not_given_twice(scans: list[Scan], library: Library) -> None:

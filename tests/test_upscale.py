@@ -162,7 +162,7 @@ def test_a_run_sharpens_in_blocks_of_any_size(head: Volume, dims: int, tmp_path:
     thick = along(Acquisition(14, 4.0, fine=56).matrix, head.array, 3)
     results = []
     for voxels in (10**9, 14 * 20 * (20 if dims == 3 else 1)):
-        monkeypatch.setattr("medgan.learning.sharpening.VOXELS", voxels)
+        monkeypatch.setattr("medgan.learning.sharpening.VOXELS", {dims: voxels})
         linear = np.zeros((1, 64, 72, 42), np.float32)
         sharpener.add(linear, thick, source.scans[0].maps, 2, scan, scan.positions, (1.6, 1.6, 6.4))
         results.append(linear)

@@ -25,7 +25,7 @@ from medgan.datasets.paths import (
     stem,
     visible,
 )
-from medgan.errors import Refused
+from medgan.errors import Note, Refused
 
 #: How deep below the root a DICOM series may lie (patient, study, series, and some).
 MAX_DEPTH = 6
@@ -100,6 +100,9 @@ class DicomSeries(_Folders):
             case_id = "_".join(unit.relative_to(root).parts)
             cases.append(Case(case_id, (folder,), mask, patient=_patient(root, folder, case_id)))
         ready, notes = finished(with_provenance(self, cases), root)
+        if (root / "DICOMDIR").is_file():
+            notes.append(Note("DICOMDIR_IGNORED", str(root / "DICOMDIR"), "the index was passed over; the files "
+                              "themselves were read"))
         return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready), (), ready,
                        notes=tuple(notes))
 

@@ -19,6 +19,8 @@ from medgan.imaging.volume import Volume
 SLAB_VOXELS = 24_000_000
 #: Voxels beyond a slab that take part in its computation: farther ones change it by less than rounding does.
 HALO = 16
+#: A lowest value that more than this part of the voxels share is a floor (air, padding): nothing can be below it.
+FLOOR_SHARE = 0.01
 
 
 class Sharpen(Protocol):
@@ -44,6 +46,8 @@ def refine(
 ) -> tuple[NDArray[Any], float]:
     """Inverts the acquisition of each axis, the coarsest first.
 
+    Where many voxels share the lowest value, the result does not undershoot it.
+
     Args:
         volume: (C, X, Y, Z).
         scans: The acquisition of each axis; a factor of 1 leaves it alone.
@@ -58,6 +62,7 @@ def refine(
     """
     dtype = volume.array.dtype
     spans = intensity_maps(volume.array, Intensity())
+    floors = [_floor(channel) for channel in volume.array]
     maps = maps or spans
     output = np.empty((volume.channels, *(scan.fine for scan in scans)), dtype=dtype)
     axis = max(range(3), key=lambda a: (scans[a].factor == 1, volume.shape[a]))
@@ -74,12 +79,19 @@ def refine(
             part = (slice(None),) * (axis + 1) + (center,)
             span = spans[channel].raw[-1] - spans[channel].raw[0]
             squares += float(np.square((again[part] - thick[part]) / span, dtype=np.float32).sum(dtype=np.float64))
-            kept = fine[(slice(None),) * (axis + 1) + (inner,)]
+            kept = np.maximum(fine[(slice(None),) * (axis + 1) + (inner,)], np.float32(floors[channel]))
             output[(slice(channel, channel + 1), *(slab.kept if a == axis else slice(None) for a in range(3)))] = (
                 cast(kept, dtype))
         if progress:
             progress(number + 1, len(slabs))
     return output, float(np.sqrt(squares / volume.array.size))
+
+
+def _floor(channel: NDArray[Any]) -> float:
+    """The lowest value where many voxels share it, else minus infinity."""
+    lowest = channel.min()
+    shared = sum(int(np.count_nonzero(part == lowest)) for part in channel)
+    return float(lowest) if shared > FLOOR_SHARE * channel.size else -np.inf
 
 
 def _slabs(scan: Acquisition, voxels: int, most: int, *, alone: bool) -> Iterator[_Slab]:

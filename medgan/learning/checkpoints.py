@@ -201,14 +201,14 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def newest_run(root: Path, fingerprint: str, task: str) -> Run | None:
-    """The run below `root` that was finished last for this task on the data set with this fingerprint."""
+def newest_run(root: Path, fingerprint: str, task: str, *, finished: bool = True) -> Run | None:
+    """The last run below `root` for this task on the data set with this fingerprint, finished or only begun."""
     found = []
-    for file in root.glob(f"*/{WEIGHTS}"):
+    for file in root.glob(f"*/{WEIGHTS if finished else CONFIG}"):
         try:
             run = open_run(file.parent)
         except Refused:
             continue
-        if run.config.task == task and run.dataset.get("fingerprint") == fingerprint:
+        if run.config.task == task and run.dataset.get("fingerprint") == fingerprint and run.finished == finished:
             found.append((file.stat().st_mtime, str(run.path), run))
     return max(found)[2] if found else None

@@ -26,8 +26,9 @@ from medgan.learning.tasks.upscale_source import condition
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "upscale-mr.safetensors"
 #: How far the generator sees, in voxels of the thick grid: two a block, and one each for its ends.
 REACH = 2 * BLOCKS + 2
-#: Thick voxels that go through the generator at once; its features then take about 100 MB.
-VOXELS = 200_000
+#: Thick voxels that go through a generator of 2 or 3 dimensions at once: few keep to the cache; in 3D every block
+#: needs a border of `REACH`, so it must be larger. The features then take up to 200 MB.
+VOXELS = {2: 50_000, 3: 400_000}
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ class Sharpener:
         slices, width, depth = grey.shape
         planar = self.generator.dims == 2
         # The planes are a batch in 2D and an axis in 3D; both are cut so that a block fits the memory meant for it.
-        edge = max(16, VOXELS // slices) if planar else max(16, int((VOXELS / slices) ** 0.5))
-        step = max(1, VOXELS // (slices * min(width, edge))) if planar else edge
+        most = VOXELS[self.generator.dims]
+        edge = max(16, most // slices) if planar else max(16, int((most / slices) ** 0.5))
+        step = max(1, most // (slices * min(width, edge))) if planar else edge
         for across, wide in _tiles(width, edge, REACH):
             for deep, seen in _tiles(depth, step, 0 if planar else REACH):
                 block = _stacked(grey, wide, seen, self.generator.planes) if planar else grey[None, None, :, wide, seen]

@@ -28,7 +28,7 @@ class Made:
         image: The image with its new lesions, on the parent's grid and in its type.
         mask: (1, X, Y[, Z]) old and new lesions, values as in the data set.
         lesions: What was put in.
-        gates: Worst deviation and mean contrast of the kept lesions, and how many were rejected.
+        gates: Worst deviation and visibility, and mean contrast of the kept lesions; how many were rejected.
         changed: (X, Y[, Z]) where the image may differ from the parent.
     """
 
@@ -76,7 +76,7 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
             where = (slice(None), *site.box)
             before = image[where]
             after = before + site.weight * (drawn - before)
-            verdict = judge(before, after, site, library, settings.sigmas)
+            verdict = judge(before, after, site, library, settings)
             if not verdict.passed:
                 rejected += 1
                 continue
@@ -88,8 +88,8 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
             break
     if not kept:
         return None
-    gates = {"deviation": max(v.deviation for _, v in kept), "contrast": float(np.mean([v.contrast for _, v in kept])),
-             "rejected": float(rejected)}
+    gates = {"deviation": max(v.deviation for _, v in kept), "visibility": min(v.visibility for _, v in kept),
+             "contrast": float(np.mean([v.contrast for _, v in kept])), "rejected": float(rejected)}
     records = tuple(_record(site, scan, library) for site, _ in kept)
     shape = scan.volume.shape
     back: Callable[[Volume], Volume] = (lambda v: v) if scan.planar else (lambda v: reorient(v, scan.orientation))

@@ -14,10 +14,10 @@ from medgan.errors import Refused
 from medgan.lesions.scans import mask_values, open_scan
 from medgan.lesions.shapes import Lesion, find_lesions
 
-#: A place suits a lesion where the tissue looks like this central part of what surrounds real lesions.
-SURROUNDINGS_PERCENTILES = (2.0, 98.0)
-#: The band of surroundings is widened by this much on both sides, in network values.
-SURROUNDINGS_SLACK = 0.1
+#: A place suits a lesion where the tissue lies between these percentiles of the real lesions' own bands.
+BAND_PERCENTILES = (10.0, 90.0)
+#: And a little beyond, in network values: two scans of one tissue differ by as much.
+BAND_SLACK = 0.02
 #: No more lesions of one case are kept; the largest ones are.
 MOST_PER_CASE = 64
 
@@ -112,11 +112,9 @@ def _statistics(lesions: Sequence[Lesion], index: int) -> LabelStatistics:
 
 
 def _surroundings(lesions: Sequence[Lesion]) -> dict[int, tuple[float, float]]:
-    around: dict[int, list[float]] = {}
+    bands: dict[int, list[tuple[float, float]]] = {}
     for lesion in lesions:
-        around.setdefault(main_label(lesion), []).append(float(lesion.surroundings[0]))
-    bands = {}
-    for index, values in around.items():
-        low, high = np.percentile(values, SURROUNDINGS_PERCENTILES)
-        bands[index] = (float(low) - SURROUNDINGS_SLACK, float(high) + SURROUNDINGS_SLACK)
-    return bands
+        bands.setdefault(main_label(lesion), []).append(lesion.band)
+    return {index: (float(np.percentile([low for low, _ in found], BAND_PERCENTILES[0])) - BAND_SLACK,
+                    float(np.percentile([high for _, high in found], BAND_PERCENTILES[1])) + BAND_SLACK)
+            for index, found in bands.items()}

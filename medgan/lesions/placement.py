@@ -11,7 +11,16 @@ from scipy import ndimage
 from medgan.lesions.crops import working_spacing
 from medgan.lesions.library import Library, main_label
 from medgan.lesions.scans import Scan
-from medgan.lesions.shapes import RIM_NATIVE, RIM_VOXELS, Deformed, Lesion, deform, equivalent_diameter, soft_mask
+from medgan.lesions.shapes import (
+    RIM_NATIVE,
+    RIM_VOXELS,
+    Deformed,
+    Lesion,
+    deform,
+    equivalent_diameter,
+    soft_mask,
+    tissue_sigma,
+)
 
 #: At least this share of a lesion must find tissue at its place; the rest is cut off.
 INSIDE = 0.85
@@ -19,8 +28,6 @@ INSIDE = 0.85
 PLACES = 40
 #: How much smaller, and how often, a lesion that finds no place becomes.
 SHRINK, SHRINKS = 0.8, 4
-#: The tissue is judged after averaging over this much, in mm.
-TISSUE_SCALE_MM = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +78,7 @@ class Ground:
         self.scan, self.library, self.finest_mm, self.crop = scan, library, finest_mm, crop
         self.tissue = scan.tissue()
         self.taken = scan.labels > 0
-        sigma = TISSUE_SCALE_MM / scan.spacing_mm / 2
-        if scan.planar:
-            sigma[2] = 0
-        self.smooth = ndimage.gaussian_filter(scan.image[0], sigma)
+        self.smooth = ndimage.gaussian_filter(scan.image[0], tissue_sigma(scan))
 
     def candidates(self, label: int) -> NDArray[np.intp]:
         """(n, 3) voxels where the tissue looks like what surrounds real lesions of a main label."""

@@ -14,6 +14,8 @@ from medgan.lesions.scans import Scan
 SMALLEST_VOXELS = 8
 #: Voxels kept around a lesion, so that its surroundings are known.
 MARGIN = 4
+#: Tissue is compared after averaging over this much, in mm.
+TISSUE_SCALE_MM = 3.0
 #: Width of the blended rim outside a lesion, in working voxels.
 RIM_VOXELS = 2.0
 #: The same in radiographs and other thin places is never less than this many native voxels.
@@ -33,6 +35,7 @@ class Lesion:
         corner: (3,) voxel of the case at which `labels` begins.
         centre: (3,) voxel position of its centroid in the case.
         surroundings: (C,) mean network value of the tissue around it.
+        band: Range of the tissue around it: central half of the smoothed network values of channel 0.
         planar: Whether it comes from a 2D image.
     """
 
@@ -44,6 +47,7 @@ class Lesion:
     corner: NDArray[np.intp]
     centre: NDArray[np.float64]
     surroundings: NDArray[np.float32]
+    band: tuple[float, float]
     planar: bool
 
     @property
@@ -81,11 +85,26 @@ def find_lesions(scan: Scan) -> list[Lesion]:
         shell = ndimage.binary_dilation(own, iterations=3) & (parts[box] == 0)
         image = scan.image[(slice(None), *box)].copy()
         around = image[:, shell] if shell.any() else image.reshape(len(image), -1)
+        free = (parts[box] == 0).astype(np.float32)
+        # Averaged over the tissue alone: the lesion itself must not colour what is called its surroundings.
+        sigma = tissue_sigma(scan)
+        share = np.maximum(ndimage.gaussian_filter(free, sigma), 1e-3)
+        smooth = ndimage.gaussian_filter(image[0] * free, sigma) / share
+        low, high = np.percentile(smooth[shell], [25, 75]) if shell.any() else (float(around[0].min()),) * 2
         corner = np.array([s.start for s in box])
         centre = np.array(ndimage.center_of_mass(own)) + corner
         found.append(Lesion(scan.case.id, scan.case.patient, image, np.where(own, scan.labels[box], 0).astype(np.uint8),
-                            scan.spacing_mm, corner, centre, around.mean(axis=1), scan.planar))
+                            scan.spacing_mm, corner, centre, around.mean(axis=1),
+                            (float(low), float(high)), scan.planar))
     return sorted(found, key=lambda lesion: -int((lesion.labels > 0).sum()))
+
+
+def tissue_sigma(scan: Scan) -> NDArray[np.float64]:
+    """(3,) widths in voxels of the Gaussian over which tissue is averaged before it is compared."""
+    sigma = TISSUE_SCALE_MM / scan.spacing_mm / 2
+    if scan.planar:
+        sigma[2] = 0
+    return np.asarray(sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +129,7 @@ def deform(lesion: Lesion, spacing_mm: NDArray[np.float64], rng: np.random.Gener
         spacing_mm: (3,) grid of the result.
         rng: Draws the deformation.
         scale: Isotropic size factor.
-        elastic: Amplitude of the smooth random displacement, as a share of the lesion's edge lengths.
+        elastic: Amplitude of the smooth random displacement, as a share of half the lesion's extent.
     """
     extent = np.array(lesion.labels.shape) * lesion.spacing_mm * scale
     edge = extent.max() if lesion.planar else extent[:2].max()
@@ -124,7 +143,8 @@ def deform(lesion: Lesion, spacing_mm: NDArray[np.float64], rng: np.random.Gener
     tips = np.zeros(2) if lesion.planar else rng.normal(0, np.deg2rad(8), 2)
     turn = _rotation(rng.uniform(0, 2 * np.pi), *tips)
     flips = np.array([rng.choice([-1, 1]), 1, 1 if lesion.planar else rng.choice([-1, 1])])
-    bend = np.stack([_smooth_field(tuple(shape), spacing_mm, 0.35 * float(edge), rng) * elastic * float(edge) * 0.5
+    own_mm = lesion.extent_mm * scale
+    bend = np.stack([_smooth_field(tuple(shape), spacing_mm, 0.5 * own_mm, rng) * elastic * own_mm * 0.5
                      for _ in range(3)])
     if shape[2] == 1:
         bend[2] = 0

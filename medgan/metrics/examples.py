@@ -135,9 +135,10 @@ class Reader:
         names = [name.lower() for name in dataset.channels]
         picked = [names.index(name.lower()) for name in self.channels]
         pictures = np.where(tissue, scan.image[picked], np.float32(OUTSIDE))[..., kept]
-        positive = area[kept] > 0 if case.mask is not None else np.array([case.label == self.positive_class] * len(kept))
-        return Examples(_squared(pictures, tissue, scan, self.size), positive, np.array([patient_key(case)] * len(kept)),
-                        kept, int((enough & unclear).sum()))
+        count = len(kept)
+        positive = area[kept] > 0 if case.mask is not None else np.full(count, case.label == self.positive_class)
+        return Examples(_squared(pictures, tissue, scan, self.size), positive, np.full(count, patient_key(case)), kept,
+                        int((enough & unclear).sum()))
 
 
 def _squared(pictures: NDArray[np.float32], tissue: NDArray[np.bool_], scan: Scan, size: int) -> NDArray[np.float32]:

@@ -29,6 +29,8 @@ RESAMPLES = 2_000
 THRESHOLD = 0.5
 WIDTHS = (16, 32, 48, 64)
 BATCH, RATE, WEIGHT_DECAY = 32, 2e-3, 1e-2
+#: How far above `OUTSIDE` a value is tissue, and not rounding.
+INSIDE = 1e-3
 #: Pictures scored at a time.
 CHUNK = 256
 #: The augmentation that every arm has: degrees, parts of the edge, parts of the size, network values.
@@ -142,7 +144,7 @@ def _disturbed(images: Tensor, chance: torch.Generator) -> Tensor:
     # Sampled above OUTSIDE, so that the zeros beyond the edge are outside too.
     moved = F.grid_sample(images - OUTSIDE, grid, align_corners=False)
     scale, shift = (1 + between(-BRIGHTNESS, BRIGHTNESS)).to(images), between(-BRIGHTNESS, BRIGHTNESS).to(images)
-    return moved * scale[:, None, None, None] + OUTSIDE + shift[:, None, None, None] * (moved > 0)
+    return moved * scale[:, None, None, None] + OUTSIDE + shift[:, None, None, None] * (moved > INSIDE)
 
 
 def auroc(positive: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Values:
@@ -182,8 +184,8 @@ def _ratio(above: Values, below: Values) -> Values:
     return ratio
 
 
-MEASURES: dict[str, Callable[[ArrayLike, ArrayLike, ArrayLike | None], Values]] = {
-    "auroc": auroc, "balanced_accuracy": balanced_accuracy}
+Measure = Callable[[ArrayLike, ArrayLike, ArrayLike | None], Values]
+MEASURES: dict[str, Measure] = {"auroc": auroc, "balanced_accuracy": balanced_accuracy}
 
 
 @dataclass(frozen=True, eq=False)

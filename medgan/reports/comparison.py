@@ -107,7 +107,11 @@ def _training(folds: Sequence[Mapping[str, Any]]) -> list[str]:
     for number, fold in enumerate(folds, 1):
         counts = [f"{fold['arms'][arm]['images']} ({fold['arms'][arm]['positive']})" for arm in arms]
         rows.append([str(number), str(len(fold["training_patients"])), _names(fold["held_back"]), *counts])
-    return _table(rows)
+    made = {method: (sum(fold["made"][method]["cases"] for fold in folds),
+                     sum(len(fold["made"][method]["skipped"]) for fold in folds)) for method in folds[0]["made"]}
+    said = [f"{method} {cases}" + (f" (and {skipped} that failed)" if skipped else "")
+            for method, (cases, skipped) in made.items()]
+    return [*_table(rows), "", f"Synthetic cases made, all folds: {', '.join(said)}."]
 
 
 def _names(patients: Sequence[str], most: int = 4) -> str:

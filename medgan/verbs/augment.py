@@ -20,7 +20,7 @@ from medgan.errors import Interrupted, Refused
 from medgan.storage import locked, remove_partial, write_json, write_text
 from medgan.verbs.cases import Factory, factory, synthetic_case
 from medgan.verbs.progress import Progress, Report, silent
-from medgan.verbs.train import RUNS, check_trainable, default_task, train
+from medgan.verbs.train import RUNS, check_trainable, default_task, real_only, train
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
@@ -31,7 +31,8 @@ PLAN = "medgan-augment.json"
 TABLE, CARD, PICTURE = "augmentation.csv", "DATA_CARD.md", "examples.png"
 #: Cases that the picture is made from.
 PICTURED = 6
-COLUMNS = ("id", "origin", "parents", "label", "seed", "model", "lesions", "deviation", "contrast", "rejected")
+COLUMNS = ("id", "origin", "parents", "label", "seed", "model", "lesions", "deviation", "visibility", "contrast",
+           "rejected")
 #: More is possible but never helped in any published study.
 LARGEST_FACTOR = 100.0
 
@@ -102,13 +103,14 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
         raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is",
                       "Use --modality ct, mr, xray or us")
     if method == "gan" and run is None:
-        progress(Progress("training", 0, None, "images", "no run trained on this data yet: training one first"))
-        run = train(dataset, modality=modality, task=task, config=config, settings=settings, seed=seed,
-                    device=device, progress=progress)
+        run = _trained(opened, modality, task, config, settings, seed, device, progress)
     if run is not None and modality not in (None, run.config.modality):
         raise Refused("RUN_TASK", run.path, f"it was trained on {run.config.modality}, not {modality}",
                       "Train on data of this modality")
-    resolved = _resolved(run, modality or "ct", task, config, settings, seed, device)
+    if run is not None:
+        resolved = composing(run, config, settings, seed, device)
+    else:
+        resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
     plan = {"dataset": opened.fingerprint(), "factor": factor, "method": method, "seed": seed,
             "model": run.hash() if run else None, "settings": resolved.model_dump(mode="json")}
     work = Work(opened, resolved, method, run.path if run else None, target, seed)
@@ -270,14 +272,28 @@ def _same_plan(target: Path, plan: Mapping[str, Any]) -> None:
         write_json(target / PLAN, plan)
 
 
+def _trained(dataset: Dataset, modality: str | None, task: str, config: str | Path | None,
+             settings: Sequence[str] | Mapping[str, Any], seed: int, device: str | None, progress: Report) -> Run:
+    """A run on this data: one that was begun is finished, else a new one is trained."""
+    from medgan.learning.checkpoints import newest_run
+
+    begun = newest_run(RUNS, real_only(dataset).fingerprint(), task, finished=False)
+    if begun is not None:
+        composing(begun, config, settings, seed, device)
+        progress(Progress("training", 0, None, "images", f"going on with {begun.path}, which was begun on this data"))
+        return train(out=begun.path, resume=True, progress=progress)
+    progress(Progress("training", 0, None, "images", "no run trained on this data yet: training one first"))
+    return train(dataset.root, modality=modality, task=task, config=config, settings=settings, seed=seed,
+                 device=device, progress=progress)
+
+
 def _find_run(dataset: Dataset, task: str, model: str | Path | None, method: Method) -> Run | None:
     if method != "gan":
         return None
     from medgan.learning.checkpoints import newest_run, open_run
 
     if model is None:
-        real = dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
-        return newest_run(RUNS, real.fingerprint(), task)
+        return newest_run(RUNS, real_only(dataset).fingerprint(), task)
     run = open_run(model)
     check_run(run, dataset, task)
     return run
@@ -302,10 +318,18 @@ def check_run(run: Run, dataset: Dataset, task: str) -> None:
                       f"Finish it with medgan train --out {run.path} --resume")
 
 
-def _resolved(run: Run | None, modality: str, task: str, config: str | Path | None,
-              settings: Sequence[str] | Mapping[str, Any], seed: int, device: str | None) -> Config:
-    """A run's own settings decide how images are read; only how cases are composed may be set anew."""
-    given = Config.resolve(run.config.modality if run else modality, task, file=config, settings=settings, seed=seed,
-                           device=device)
-    return given if run is None else run.config.model_copy(
-        update={"augment": given.augment, "device": given.device, "seed": seed})
+def composing(run: Run, config: str | Path | None, settings: Sequence[str] | Mapping[str, Any], seed: int,
+              device: str | None) -> Config:
+    """A run's own settings, of which only how cases are composed may be set anew.
+
+    Raises:
+        Refused: `CFG_VALUE` for a setting that the run's weights do not follow.
+    """
+    given = run.config.over(file=config, settings=settings, seed=seed, device=device)
+    free = {"augment", "device", "seed"}
+    theirs, ours = given.model_dump(exclude=free), run.config.model_dump(exclude=free)
+    differing = [name for name in ours if theirs[name] != ours[name]]
+    if differing:
+        raise Refused("CFG_VALUE", ", ".join(differing), f"the run {run.path} was trained with other settings",
+                      "Leave them out, or train a run with them and name it with --model")
+    return given

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgan.config import Config
 from medgan.datasets.cases import Case
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.errors import Interrupted, Refused
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial
-from medgan.verbs.augment import check_run
+from medgan.verbs.augment import check_run, composing
 from medgan.verbs.cases import factory, synthetic_case
 from medgan.verbs.progress import Progress, Report, silent
 
@@ -91,8 +90,7 @@ def _synthesize(run: Run, count: int, target: Path, label: str | None, size_mm: 
                 progress: Report) -> list[Synthetic]:
     dataset = open_dataset(run.dataset["path"])
     check_run(run, dataset, run.config.task)
-    given = Config.resolve(run.config.modality, run.config.task, settings=settings, device=device)
-    config = run.config.model_copy(update={"augment": given.augment, "device": given.device})
+    config = composing(run, None, settings, seed, device)
     of_class = label if run.config.task == "image" else None
     parents = [case for case in dataset.split("train") if not case.synthetic
                and (of_class is None or case.label == of_class)]

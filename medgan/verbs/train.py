@@ -90,6 +90,11 @@ def default_task(dataset: Dataset) -> str:
     return "image" if dataset.classes else "upscale"
 
 
+def real_only(dataset: Dataset) -> Dataset:
+    """The data set without synthetic cases: what is learned from is always real."""
+    return dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
+
+
 def check_trainable(dataset: Dataset, task: str) -> None:
     """Refuses what the task cannot learn from, before any work starts."""
     cases = [case for case in dataset.split("train") if not case.synthetic]
@@ -104,7 +109,7 @@ def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> 
     from medgan.learning.checkpoints import create_run
     from medgan.learning.tasks import TASKS
 
-    real = dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
+    real = real_only(dataset)
     progress(Progress("reading", 0, None, "cases", f"{len(real.split('train'))} training cases of {dataset.name}"))
     source = TASKS[config.task].source(real, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,7 @@ def _resume(folder: Path, progress: Report) -> Run:
 
     run = open_run(folder)
     dataset = open_dataset(run.dataset["path"])
-    real = dataset.only(tuple(case for case in dataset.cases if not case.synthetic))
+    real = real_only(dataset)
     if real.fingerprint() != run.dataset["fingerprint"]:
         raise Refused("CKPT_MISMATCH", folder, f"the data set {dataset.root} has changed since the run began",
                       "Start a new run")

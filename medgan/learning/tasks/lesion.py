@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 from medgan.config import Config
@@ -31,6 +32,8 @@ from medgan.lesions.shapes import RIM_VOXELS, Lesion, find_lesions, soft_mask
 STORED = 1.25
 #: A slice with fewer lesion voxels on the working grid teaches nothing about lesions.
 SMALLEST_SECTION = 6
+#: How many pairs of tissue and mask are tried for each request of the contact sheet.
+REQUEST_DRAWS = 24
 #: Two draws of one request need not differ by more than this, in network values.
 DIVERSITY_BOUND = 0.15
 
@@ -301,17 +304,20 @@ class LesionSource:
         return _stack(rows)
 
     def requests(self, count: int) -> Batch:
-        """The fixed requests of the contact sheet: real masks on other tissue, of eight draws the one most inside."""
+        """The fixed requests of the contact sheet: real masks on other tissue, the best fitting of a few draws."""
         rng = np.random.default_rng([self.config.seed, 3])
         rows = []
         for _ in range(count):
             draws = []
-            for _ in range(8):
+            for _ in range(REQUEST_DRAWS):
                 host, shape = self._any(self.tissue_crops or self.lesion_crops, rng), self._any(self.lesion_crops, rng)
-                (image, _, tissue), (_, labels, _) = self._window(host, None), self._window(shape, None)
+                (image, _, tissue), (own, labels, _) = self._window(host, None), self._window(shape, None)
                 inside = np.where(tissue, labels, 0).astype(np.uint8)
-                draws.append(((inside > 0).sum() / max(1, (labels > 0).sum()), image, inside, shape.spacing_mm))
-            _, image, labels, spacing = max(draws, key=lambda draw: float(draw[0]))
+                rim = ndimage.binary_dilation(labels > 0, iterations=3) & (labels == 0)
+                share = (inside > 0).sum() / max(1, (labels > 0).sum())
+                fit = float(share - np.abs(image[0][rim] - own[0][rim].mean()).mean())
+                draws.append((fit, image, inside, shape.spacing_mm))
+            _, image, labels, spacing = max(draws, key=lambda draw: draw[0])
             rows.append(self._row(image, labels, spacing))
         return _stack(rows)
 

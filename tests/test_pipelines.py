@@ -1,0 +1,171 @@
+"""The pipelines, run as the programs they are, on phantoms, with settings that make them quick."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medgan.datasets import phantoms
+from medgan.datasets.layouts import open_dataset
+from medgan.errors import Refused
+from medgan.metrics.utility import auroc
+from medgan.verbs.run import run_pipeline
+
+QUICK = ["--seeds", "2", "--steps", "12", "--size", "32"]
+#: A generator of a few steps draws nothing that a gate would pass.
+OPEN_GATES = {"augment.sigmas": 1000, "augment.visibility": -1000}
+
+
+def settings(values: dict[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+def classify(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run_pipeline("lesion_classifier", [str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantoms.write_phantoms(tmp_path_factory.mktemp("other") / "mr", "mr", count=2, seed=77, shape=(56, 64, 28))
+
+
+@pytest.fixture(scope="module")
+def study(mr_set: Path, other_set: Path, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds of three patients, and a data set held out."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert classify(*command(mr_set, other_set, tiny, out)) == 0
+    return out
+
+
+def command(data: Path, heldout: Path, tiny: dict[str, Any], out: Path) -> list[str | Path]:
+    return [data, "--heldout", heldout, "--test-patients", "2", "--method", "gan", "--method", "paste", *QUICK,
+            *settings(tiny | OPEN_GATES), "--out", out]
+
+
+def read(study: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    report = json.loads((study / "report.json").read_text(encoding="utf-8"))
+    with (study / "scores.csv").open(encoding="utf-8", newline="") as file:
+        return report, list(csv.DictReader(file))
+
+
+def test_held_back_patients_are_in_no_folder_that_anything_learns_from(study: Path, mr_set: Path) -> None:
+    report, _ = read(study)
+    everyone = {case.id for case in open_dataset(mr_set).cases}
+    assert sorted(name for fold in report["folds"] for name in fold["held_back"]) == sorted(everyone)
+    for number, fold in enumerate(report["folds"], 1):
+        assert set(fold["training_patients"]) == everyone - set(fold["held_back"])
+        files = [path for path in (study / f"fold-{number}").rglob("*") if path.is_file()]
+        assert any(path.name == "weights.safetensors" for path in files)
+        for name in fold["held_back"]:
+            assert not [path for path in files if name in path.name]
+            texts = [path for path in files if path.suffix in (".json", ".csv", ".md", ".jsonl")]
+            assert not [path for path in texts if name in path.read_text(encoding="utf-8")]
+
+
+def test_the_figures_are_those_of_the_scores(study: Path, mr_set: Path, other_set: Path) -> None:
+    report, rows = read(study)
+    assert set(report["tests"]) == {"held-back patients", str(other_set)}
+    for name, test in report["tests"].items():
+        for arm, measures in test["arms"].items():
+            found = measures["auroc"]
+            assert len(found["per_seed"]) == 2 and found["mean"] == pytest.approx(np.mean(found["per_seed"]))
+            assert 0 <= found["low"] <= found["high"] <= 1 and 0 <= found["mean"] <= 1
+            for seed, value in enumerate(found["per_seed"]):
+                mine = [row for row in rows if (row["test"], row["arm"], row["seed"]) == (name, arm, str(seed))]
+                parts = []
+                for fold in {row["fold"] for row in mine}:
+                    part = [row for row in mine if row["fold"] == fold]
+                    weight = len({row["patient"] for row in part})
+                    parts.append((weight, auroc([int(row["positive"]) for row in part],
+                                                [float(row["score"]) for row in part])[0]))
+                assert value == pytest.approx(sum(w * v for w, v in parts) / sum(w for w, _ in parts), abs=1e-3)
+        for pair, change in test["differences"].items():
+            one, other = pair.split(" - ")
+            expected = test["arms"][one]["auroc"]["mean"] - test["arms"][other]["auroc"]["mean"]
+            assert change["auroc"]["mean"] == pytest.approx(expected)
+            assert change["auroc"]["low"] <= change["auroc"]["high"]
+    assert report["tests"]["held-back patients"]["resampled"] == "patients"
+    assert report["tests"][str(other_set)]["resampled"] == "blocks", "two patients are too few to resample"
+
+
+def test_the_counts_are_those_of_the_data(study: Path, mr_set: Path, other_set: Path) -> None:
+    report, rows = read(study)
+    for name, path in (("held-back patients", mr_set), (str(other_set), other_set)):
+        test = report["tests"][name]
+        slices = {(row["patient"], row["slice"]): int(row["positive"]) for row in rows if row["test"] == name}
+        assert (test["images"], test["positive"]) == (len(slices), sum(slices.values()))
+        assert test["patients"] == len(open_dataset(path).cases)
+        whole = open_dataset(path)
+        for case in whole.cases:
+            mask = whole.load(case)[1]
+            assert mask is not None
+            shown = mask.array[0].any(axis=(0, 1))
+            assert all(shown[int(number)] == bool(positive) for (patient, number), positive in slices.items()
+                       if patient == case.patient)
+
+
+def test_arms_differ_in_nothing_but_their_pictures(study: Path) -> None:
+    report, _ = read(study)
+    for fold in report["folds"]:
+        arms = fold["arms"]
+        assert list(arms) == ["real", "duplicated", "gan", "paste"]
+        assert {arm["steps"] for arm in arms.values()} == {12}
+        assert arms["duplicated"]["images"] == max(arms["gan"]["images"], arms["paste"]["images"])
+        assert arms["gan"]["images"] > arms["real"]["images"]
+        assert set(fold["made"]) == {"gan", "paste"} and fold["made"]["gan"]["cases"] == len(fold["training_patients"])
+
+
+def test_the_report_is_plain_and_there_is_a_picture(study: Path) -> None:
+    from PIL import Image
+
+    report, _ = read(study)
+    text = (study / "report.md").read_text(encoding="utf-8")
+    assert report["verdict"]["gan"] in text and report["command"] in text
+    assert "not from patients" in text and "What this does not show" in text
+    assert Image.open(study / "examples.png").size[0] > 100
+
+
+def test_the_same_command_uses_the_generators_again_and_another_is_refused(
+    study: Path, mr_set: Path, other_set: Path, tiny: dict[str, Any]
+) -> None:
+    weights = {path: path.stat().st_mtime_ns for path in study.rglob("weights.safetensors")}
+    before = (study / "scores.csv").read_bytes()
+    assert len(weights) == 2 and classify(*command(mr_set, other_set, tiny, study)) == 0
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert (study / "scores.csv").read_bytes() == before, "the same seeds give the same scores"
+    with pytest.raises(Refused, match="OUT_EXISTS"):
+        run_pipeline("lesion_classifier", [str(mr_set), "--factor", "3", "--out", str(study)])
+
+
+def test_a_folder_of_someone_elses_is_refused(mr_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Refused, match="OUT_EXISTS"):
+        run_pipeline("lesion_classifier", [str(mr_set), "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_images_with_classes(xray_classes: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    assert classify(xray_classes, "--modality", "xray", "--test-patients", "4", "--folds", "1", *QUICK,
+                    *settings(tiny), "--out", tmp_path / "out") == 0
+    report, _ = read(tmp_path / "out")
+    assert list(report["folds"][0]["arms"]) == ["real", "duplicated", "gan"]
+    assert report["tests"]["held-back patients"]["images"] == 4 and report["classifier"]["positive"].endswith("opacity")
+
+
+def test_without_a_data_set_phantoms_stand_in(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                              ) -> None:
+    small = functools.partial(phantoms.write_phantoms, shape=(32, 36, 16))
+    monkeypatch.setattr(phantoms, "write_phantoms", small)
+    assert classify("--method", "procedural", "--seeds", "1", "--steps", "4", "--size", "16", *settings(tiny),
+                    "--out", tmp_path / "out") == 0
+    report, _ = read(tmp_path / "out")
+    [fold], [test] = report["folds"], report["tests"].values()
+    assert len(fold["training_patients"]) == 8 and fold["held_back"] == [] and test["patients"] == 6
