@@ -62,7 +62,8 @@ def process(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 def test_version_and_help(medgan: Command) -> None:
     assert medgan("--version") == (0, f"{__version__}\n", "")
     code, out, _ = medgan("--help")
-    assert code == 0 and all(verb in out for verb in ("train", "augment", "synthesize", "inspect", "run"))
+    assert code == 0 and all(verb in out for verb in ("train", "augment", "synthesize", "upsample", "inspect",
+                                                           "run"))
 
 
 @pytest.mark.parametrize("arguments", [
@@ -143,6 +144,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Path], Path], str]] = {
     "a setting misspelt for augment": (("augment", "DATA", "--method", "paste", "--set", "augment.trys=3"), make.nnunet,
                                        "CFG_UNKNOWN"),
     "a run that is none": (("synthesize", "DATA", "--count", "1", "--out", "new"), nothing, "RUN_NOT_FOUND"),
+    "sharpening what is not there": (("upsample", "DATA", "new.nii.gz"), nothing, "FILE_MISSING"),
+    "sharpening by too much": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--factor", "99"), unlabelled,
+                               "FACTOR_RANGE"),
+    "an unknown slice profile": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--profile", "magic"), unlabelled,
+                                 "CFG_VALUE"),
+    "writing what is not written": (("upsample", "DATA/a.nii.gz", "new.jpg"), unlabelled, "FILE_FORMAT"),
+    "sharpening into its own source": (("upsample", "DATA/a.nii.gz", "DATA/a.nii.gz"), unlabelled, "OUT_EXISTS"),
     "an unknown pipeline": (("run", "magic"), nothing, "PIPELINE_UNKNOWN"),
 }
 
@@ -211,6 +219,16 @@ def test_train_augment_synthesize_and_inspect_go_together(mr_set: Path, tiny: di
         assert (status, json.loads(out)["kind"]) == (0, kind)
     assert json.loads(medgan("inspect", run, "--json")[1])["summary"]["finished"] is True
     assert make.tree(mr_set) == before, "the data set itself is never changed"
+
+
+def test_upsample_writes_a_sharper_scan_and_says_how(tmp_path: Path, medgan: Command) -> None:
+    source = make.nifti(tmp_path / "a.nii.gz", make.image(1))
+    status, out, err = medgan("upsample", source, "b.nii.gz", "--method", "linear", "--json")
+    assert status == 0, err
+    assert json.loads(out)["method"] == "linear"
+    told = json.loads(medgan("inspect", "b.nii.gz", "--json")[1])["volumes"][0]
+    assert told["shape"] == [9, 10, 19] and told["orientation"] == "LPS"
+    assert told["spacing_mm"] == pytest.approx([0.8, 0.8, 0.8], abs=0.02)
 
 
 def test_cases_that_found_no_place_are_exit_code_4_and_each_is_named(mr_set: Path, medgan: Command) -> None:

@@ -16,6 +16,8 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
 SLOPE = 0.2
+#: How strongly the latent vector of whole images modulates features at the start.
+MODULATION = 1.0
 #: Channels a group of the group normalisation; small, since the widths are.
 GROUP = 8
 
@@ -49,9 +51,14 @@ def spread(vector: Tensor, like: Tensor) -> Tensor:
 
 
 class ConditionedBlock(nn.Module):
-    """A residual block whose normalisation is scaled and shifted by a condition vector, with noise as extra input."""
+    """A residual block whose normalisation is scaled and shifted by a condition vector, with noise as extra input.
 
-    def __init__(self, dims: int, inputs: int, outputs: int, condition: int, noise: int = 0) -> None:
+    `modulation` is how strongly the condition speaks at the start: 0 lets it be learned, which suits a lesion that is
+    mostly told by its mask; a latent vector that is the only source of variety has to be heard from the first step.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int, condition: int, noise: int = 0, *,
+                 modulation: float = 0.0) -> None:
         super().__init__()
         self.noise = noise
         self.first = convolution(dims, inputs + noise, outputs)
@@ -59,7 +66,7 @@ class ConditionedBlock(nn.Module):
         self.norm = nn.GroupNorm(max(1, inputs // GROUP), inputs)
         self.middle = nn.GroupNorm(max(1, outputs // GROUP), outputs)
         self.film = nn.Linear(condition, 2 * outputs)
-        nn.init.zeros_(self.film.weight)
+        nn.init.normal_(self.film.weight, std=modulation / condition**0.5)
         nn.init.zeros_(self.film.bias)
         self.skip = convolution(dims, inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -223,7 +230,8 @@ class ImageGenerator(nn.Module):
         self.basis = nn.Parameter(torch.randn(features[0], *self.start))
         self.gain = nn.Linear(condition, features[0])
         self.blocks = nn.ModuleList(
-            ConditionedBlock(dims, features[max(0, i - 1)], features[i], condition) for i in range(levels))
+            ConditionedBlock(dims, features[max(0, i - 1)], features[i], condition, modulation=MODULATION)
+            for i in range(levels))
         self.head = convolution(dims, features[-1], channels)
 
     def forward(self, latent: Tensor, classes: Tensor) -> Tensor:
