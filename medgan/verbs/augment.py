@@ -111,7 +111,7 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
         resolved = composing(run, config, settings, seed, device)
     else:
         resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
-    plan = {"dataset": opened.fingerprint(), "factor": factor, "method": method, "seed": seed,
+    plan = {"dataset": opened.fingerprint(), "factor": float(factor), "method": method, "seed": seed,
             "model": run.hash() if run else None, "settings": resolved.model_dump(mode="json")}
     work = Work(opened, resolved, method, run.path if run else None, target, seed)
     target.mkdir(parents=True, exist_ok=True)
