@@ -1,6 +1,6 @@
 """Trains the up-sampling model that ships with medgan, on CC0 images and phantoms only.
 
-    python benchmarks/train_upscale.py --data ../shared/data/brain-t1 --out runs/upscale-mr --minutes 40
+    python benchmarks/train_upscale.py --data ../shared/data/brain-t1 --out runs/upscale-mr --images 120000
 
 Subjects 01 and 02 of the data set (OpenNeuro ds002748, CC0) are left out for `benchmarks/upsample.py`. The result is
 copied to `medgan/weights/upscale-mr.safetensors` and `.json`; the model card beside them is written by hand.

@@ -275,12 +275,12 @@ def test_a_killed_process_loses_nothing_that_was_finished(mr_set: Path, tmp_path
                "--modality", "mr", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(out.glob("imagesTr/*.provenance.json")) and process.poll() is None:
+    while not list(out.glob("imagesTr/mr*.provenance.json")) and process.poll() is None:
         assert time.monotonic() < deadline, "no case was made"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = {p: p.read_bytes() for p in out.glob("imagesTr/*.provenance.json")}
+    finished = {p: p.read_bytes() for p in out.glob("imagesTr/mr*.provenance.json")}
     assert finished
     subprocess.run(command, check=True, capture_output=True)
     assert all(path.read_bytes() == content for path, content in finished.items())

@@ -142,7 +142,9 @@ def test_a_path_gives_a_volume_and_channels_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factors", [(1, 1, 3), (1.5, 2, 2.3)])
-def test_slabs_do_not_show(factors: tuple[float, ...]) -> None:
+def test_slabs_do_not_show(factors: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # bfloat16 rounds differently in blocks of other sizes, by about its own noise; fp32 shows what slabs do.
+    monkeypatch.setattr("medgan.learning.sharpening.pick_precision", lambda *_: torch.float32)
     image = ndimage.zoom(head().array[0, :, 16:56, 8:40], (1.2, 1, 0.5), order=1)
     volume = Volume(image[None], np.diag([1.0, 1.0, 2.0, 1.0]))
     scans = acquisitions(volume, factors, "gaussian", None)
@@ -153,8 +155,7 @@ def test_slabs_do_not_show(factors: tuple[float, ...]) -> None:
     span = maps[0].raw[-1] - maps[0].raw[0]
     linear, _ = refine(volume, scans)
     assert np.abs(whole - linear).max() > 0.05 * span  # the network does something here
-    assert np.sqrt(np.square(whole - cut).mean()) < 1e-3 * span
-    assert np.abs(whole - cut).max() < 1e-2 * span  # bfloat16 rounds differently in blocks of other sizes
+    assert np.abs(whole - cut).max() < 1e-3 * span
 
 
 def test_what_the_model_does_not_cover_falls_back_and_says_so() -> None:

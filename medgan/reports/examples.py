@@ -28,13 +28,14 @@ def lesion_examples(cases: Sequence[tuple[Volume, Volume, Volume, Sequence[Lesio
     Args:
         cases: (parent, synthetic image, synthetic mask, records of the new lesions).
         settings: How values become grey.
-        most: Columns at most; the cases take turns.
+        most: Columns at most; the cases take turns, each with its largest lesions first.
 
     Returns:
         (H, W, 3) RGB.
     """
-    turns = [(case, case[3][n]) for n in range(max((len(c[3]) for c in cases), default=0))
-             for case in cases if n < len(case[3])]
+    largest = [(case, sorted(case[3], key=lambda lesion: -lesion.voxels)) for case in cases]
+    turns = [(case, lesions[n]) for n in range(max((len(lesions) for _, lesions in largest), default=0))
+             for case, lesions in largest if n < len(lesions)]
     channels = cases[0][0].channels
     rows: list[tuple[str, list[NDArray[np.uint8]]]] = []
     for channel in range(channels):
