@@ -24,7 +24,7 @@ TaskName = Literal["lesion", "image", "upscale"]
 class Section(BaseModel):
     """A table of settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Intensity(Section):
@@ -206,7 +206,11 @@ def _refuse_expressions(value: Any, path: Path) -> None:
 def _for_task(data: dict[str, Any], task: str) -> dict[str, Any]:
     """Lays the task's own table over the common ones and drops the other tasks' tables."""
     common = {key: value for key, value in data.items() if key not in get_args(TaskName)}
-    return _merge(common, data.get(task, {}))
+    own = data.get(task, {})
+    if not isinstance(own, dict):
+        raise Refused("CFG_VALUE", task, f"{own!r} stands where a table of settings belongs",
+                      f"Write the settings of the task below [{task}]")
+    return _merge(common, own)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

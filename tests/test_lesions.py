@@ -198,16 +198,17 @@ def test_pasted_lesions_keep_the_donors_contrast(scans: list[Scan], library: Lib
 
 
 def test_gates_reject_what_no_real_lesion_looks_like_and_what_cannot_be_seen(
-        scans: list[Scan], library: Library, config: Config) -> None:
+        scans: list[Scan], library: Library) -> None:
     ground = _ground(scans[0], library)
     site = next(s for seed in range(9) for donor in library.lesions
                 if (s := ground.site(donor, np.random.default_rng(seed))) is not None)
     before = scans[0].image[(slice(None), *site.box)]
     fitting = np.where(site.labels > 0, library.statistics[main_label(site.donor)].mean[0], before).astype(np.float32)
-    assert judge(before, fitting, site, library, config.augment).passed
-    assert not judge(before, before + 50 * (site.labels > 0), site, library, config.augment).passed
-    assert not judge(before, before * np.float32("nan"), site, library, config.augment).passed
-    unchanged = judge(before, before, site, library, config.augment)
+    gates = Config.resolve("mr").augment
+    assert judge(before, fitting, site, library, gates).passed
+    assert not judge(before, before + 50 * (site.labels > 0), site, library, gates).passed
+    assert not judge(before, before * np.float32("nan"), site, library, gates).passed
+    unchanged = judge(before, before, site, library, gates)
     assert not unchanged.passed and unchanged.visibility < 0.25 and unchanged.contrast == 0
 
 

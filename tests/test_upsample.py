@@ -182,7 +182,7 @@ def flat() -> MetaTensor:
     ("DIM_UNSUPPORTED", lambda: np.zeros((8, 8), np.float32), {"input_spacing": (1, 1)}),
     ("DIM_UNSUPPORTED", lambda: Volume(np.zeros((1, 8, 8), np.float32)), {}),
     ("GEOM_NO_SPACING", lambda: np.zeros((8, 8, 8), np.float32), {}),
-    ("GEOM_NO_SPACING", lambda: torch.zeros(8, 8, 8), {"spacing": (1, 1, 1)}),
+    ("GEOM_NO_SPACING", lambda: torch.zeros(8, 8, 8), {}),
     ("PIX_NONFINITE", nan, {}),
     ("PIX_COMPLEX", lambda: np.zeros((8, 8, 8), np.complex64), {"input_spacing": (1, 1, 2)}),
     ("GEOM_SINGULAR_AFFINE", flat, {}),
@@ -246,3 +246,13 @@ def test_the_linear_method_needs_no_torch() -> None:
             "method='linear'); print('torch' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_only_spacing_named_for_a_bare_array_is_its_own() -> None:
+    array = np.random.default_rng(0).normal(100, 20, (12, 12, 6)).astype(np.float32)
+    one = medgan.upsample(array, spacing=(1, 1, 3), method="linear")
+    two = medgan.upsample(array, input_spacing=(1, 1, 3), spacing=(1, 1, 1), method="linear")
+    assert one.shape == (12, 12, 18) and np.array_equal(one, two)
+    with pytest.raises(Refused) as refused:
+        medgan.upsample(array, method="linear")
+    assert refused.value.code == "GEOM_NO_SPACING" and "spacing=" in str(refused.value)

@@ -93,6 +93,11 @@ def _real(array: NDArray[Any], where: str) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def is_bare(image: Any) -> bool:
+    """Whether an image is an array or tensor that knows nothing of its place."""
+    return (_is_numpy(image) or _is_tensor(image)) and not _is_metatensor(image)
+
+
 def _same(volume: Volume) -> Volume:
     return volume
 

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medgan.config import Modality as Modality
 from medgan.errors import Note, Refused
-
-Modality = Literal["ct", "mr", "xray", "us"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,8 @@ from medgan.lesions.shapes import (
 INSIDE = 0.85
 #: Places tried for one shape before it is made smaller.
 PLACES = 40
+#: A place is right where this share of the lesion replaces tissue like what surrounds real ones.
+SUITED = 0.6
 #: How much smaller, and how often, a lesion that finds no place becomes.
 SHRINK, SHRINKS = 0.8, 4
 
@@ -71,6 +73,17 @@ class Site:
         return int((self.labels > 0).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """A shape laid down at a place, before it is blended: labels and donor values in a box of the scan."""
+
+    box: tuple[slice, slice, slice]
+    labels: NDArray[np.uint8]
+    values: NDArray[np.float32]
+    working_mm: float
+    rim_mm: float
+
+
 class Ground:
     """What one scan offers: its tissue, what is already taken, and its tissue values."""
 
@@ -101,10 +114,9 @@ class Ground:
             shape = deform(donor, self.scan.spacing_mm, rng, scale=scale)
             if not shape.labels.any():
                 return None
-            for _ in range(PLACES):
-                site = self._fit(donor, shape, places[rng.integers(len(places))])
-                if site is not None:
-                    return site
+            site = self._best_place(donor, shape, places[rng.integers(len(places), size=PLACES)])
+            if site is not None:
+                return site
             scale *= SHRINK
         return None
 
@@ -112,7 +124,27 @@ class Ground:
         """Marks a site as taken."""
         self.taken[site.box] |= site.weight > 0
 
-    def _fit(self, donor: Lesion, shape: Deformed, place: NDArray[np.intp]) -> Site | None:
+    def _best_place(self, donor: Lesion, shape: Deformed, places: NDArray[np.intp]) -> Site | None:
+        """The first place whose tissue is mostly right, else the one where most of it is; None if the shape fits none.
+
+        A lesion whose centre lies in its organ but whose body does not would teach that it grows in the next one.
+        """
+        low, high = self.library.surroundings[main_label(donor)]
+        best: tuple[float, _Laid] | None = None
+        for place in places:
+            laid = self._lay(donor, shape, place)
+            if laid is None:
+                continue
+            under = self.smooth[laid.box][laid.labels > 0]
+            suited = float(((under >= low) & (under <= high)).mean())
+            if best is None or suited > best[0]:
+                best = suited, laid
+            if suited >= SUITED:
+                break
+        return None if best is None else self._blended(donor, best[1])
+
+    def _lay(self, donor: Lesion, shape: Deformed, place: NDArray[np.intp]) -> _Laid | None:
+        """The shape's labels and values around a place; None where they leave the tissue or meet what is taken."""
         spacing = self.scan.spacing_mm
         inside = np.argwhere(shape.labels > 0)
         low, high = inside.min(axis=0), inside.max(axis=0) + 1
@@ -123,22 +155,26 @@ class Ground:
         if self.scan.planar:
             pad[2] = 0
         corner = place - (low + high) // 2 + low - pad
-        size = high - low + 2 * pad
-        start, stop = np.maximum(corner, 0), np.minimum(corner + size, self.taken.shape)
+        start = np.maximum(corner, 0)
+        stop = np.minimum(corner + high - low + 2 * pad, self.taken.shape)
         if (stop <= start).any():
             return None
         box = (slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1])),
                slice(int(start[2]), int(stop[2])))
         labels, values = self._moved(shape, low - pad, corner, start, stop)
-        wanted = int((shape.labels > 0).sum())
-        tissue = self.tissue[box]
-        labels = np.where(tissue, labels, 0).astype(np.uint8)
-        if (labels > 0).sum() < INSIDE * wanted or (self.taken[box] & (labels > 0)).any():
+        labels = np.where(self.tissue[box], labels, 0).astype(np.uint8)
+        if (labels > 0).sum() < INSIDE * len(inside) or (self.taken[box] & (labels > 0)).any():
             return None
-        weight = np.where(tissue, soft_mask(labels, spacing, rim_mm), 0).astype(np.float32)
-        if (self.taken[box] & (weight > 0)).any():
+        return _Laid(box, labels, values, working, rim_mm)
+
+    def _blended(self, donor: Lesion, laid: _Laid) -> Site | None:
+        """The site with its soft mask, cut to the tissue; None where the rim meets what is taken."""
+        spacing = self.scan.spacing_mm
+        soft = soft_mask(laid.labels, spacing, laid.rim_mm)
+        weight = np.where(self.tissue[laid.box], soft, 0).astype(np.float32)
+        if (self.taken[laid.box] & (weight > 0)).any():
             return None
-        return Site(box, labels, weight, donor, values, working, self.scan.planar, spacing)
+        return Site(laid.box, laid.labels, weight, donor, laid.values, laid.working_mm, self.scan.planar, spacing)
 
     @staticmethod
     def _moved(shape: Deformed, first: NDArray[np.intp], corner: NDArray[np.intp], start: NDArray[np.intp],

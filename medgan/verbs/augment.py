@@ -114,6 +114,8 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
     plan = {"dataset": opened.fingerprint(), "factor": float(factor), "method": method, "seed": seed,
             "model": run.hash() if run else None, "settings": resolved.model_dump(mode="json")}
     work = Work(opened, resolved, method, run.path if run else None, target, seed)
+    if not target.exists() and task == "lesion":
+        _read_once(opened)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
         _same_plan(target, plan)
@@ -254,6 +256,13 @@ def _refuse_other_content(target: Path) -> None:
     if target.exists() and not (target.is_dir() and ((target / PLAN).is_file() or not any(target.iterdir()))):
         raise Refused("OUT_EXISTS", target, "it exists and holds something that medgan augment did not write",
                       "Choose another --out, or empty it")
+
+
+def _read_once(dataset: Dataset) -> None:
+    """Reads every case that is learned from, so that what is wrong with one is said before anything is written."""
+    for case in dataset.split("train"):
+        if case.mask is not None:
+            dataset.load(case)
 
 
 def _same_plan(target: Path, plan: Mapping[str, Any]) -> None:

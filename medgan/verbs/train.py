@@ -143,8 +143,9 @@ def _learn(run: Run, source: Any, progress: Report) -> Run:
     from medgan.reports.sheets import save
 
     config = run.config
-    torch.manual_seed(config.seed)
-    task = TASKS[config.task](config, run.interface)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        task = TASKS[config.task](config, run.interface)
     state = loop.State.fresh(task, config.training)
     if checkpoints.load_state(state, run.path):
         checkpoints.trim_log(run.path, state.images)

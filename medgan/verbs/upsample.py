@@ -14,7 +14,7 @@ from medgan.errors import Refused
 from medgan.imaging import files
 from medgan.imaging.acquisition import FACTORS, PROFILES, Acquisition, Profile, acquisitions, wanted_factors
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
-from medgan.imaging.convert import to_volume
+from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.geometry import zoomed_affine
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import refine
@@ -75,7 +75,8 @@ def upsample(
     Args:
         volume: A path, `Volume`, numpy array, torch tensor, MONAI `MetaTensor`, nibabel or SimpleITK image; 3D, with
             any number of channels.
-        spacing: The spacing wanted in mm, one number for each axis or one for all.
+        spacing: The spacing wanted in mm, one number for each axis or one for all. For a bare array or tensor
+            without `input_spacing` it is the array's own spacing, since nothing else tells it.
         factor: How many times finer, 1 to 8, one number for each axis or one for all; instead of `spacing`. With
             neither, a volume whose spacings differ by more than a factor of 1.2 becomes isotropic at its finest
             spacing (no axis more than 8 times finer), and any other twice as fine.
@@ -88,7 +89,7 @@ def upsample(
         device: `auto`, `cpu` or `cuda`.
         seed: Taken for the sake of uniformity; nothing here is random.
         report: Also return an `UpsampleReport`.
-        input_spacing: Voxel spacing of a bare array or tensor, in mm.
+        input_spacing: Voxel spacing of a bare array or tensor, in mm, where `spacing` says what is wanted.
         progress: Told of each slab.
 
     Returns:
@@ -100,13 +101,15 @@ def upsample(
             `CKPT_*`, or what is wrong with a file.
     """
     _check_options(profile, method, model)
+    if input_spacing is None and isinstance(spacing, Sequence) and is_bare(volume):
+        input_spacing, spacing = spacing, None
     try:
         image, back = to_volume(volume, spacing_mm=input_spacing)
     except Refused as refused:
         if refused.code != "GEOM_NO_SPACING" or input_spacing is not None:
             raise
         raise Refused(refused.code, refused.where, refused.why,
-                      "Give input_spacing=(x, y, z) in mm; spacing= is the one wanted") from None
+                      "Give its spacing=(x, y, z) in mm") from None
     factors, remarks = _factors(_checked(image), spacing, factor)
     assumed: Profile = "gaussian" if profile == "auto" else profile
     scans = acquisitions(image, factors, assumed, thickness)
