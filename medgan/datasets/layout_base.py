@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.paths import DICOM_ENDINGS, NIFTI_ENDINGS, PROVENANCE_ENDING, ending, image_files, safe_name, stem
 from medgan.datasets.provenance import Provenance, read_if_synthetic
 from medgan.datasets.splits import leaks
 from medgan.errors import Note, Refused
+from medgan.imaging.convert import cast
 from medgan.imaging.planar import RASTERS
 from medgan.imaging.volume import Volume
 from medgan.storage import atomic_path
@@ -165,7 +165,7 @@ def write_like(volume: Volume, path: Path, source: Path, provenance: Provenance 
         write_synthetic(volume, path, model_hash=provenance.model_hash if provenance else "",
                         seed=provenance.seed if provenance else 0, derivation=derivation)
         return
-    files.write(replace(volume, array=as_dtype(volume.array, stored_dtype(source, volume.array.dtype))), path)
+    files.write(replace(volume, array=cast(volume.array, stored_dtype(source, volume.array.dtype))), path)
 
 
 def stored_dtype(path: Path, otherwise: np.dtype[Any]) -> np.dtype[Any]:
@@ -189,14 +189,6 @@ def stored_dtype(path: Path, otherwise: np.dtype[Any]) -> np.dtype[Any]:
         short = (stored == np.int16 and slope == 1) or (min(ends) >= -(2**15) and max(ends) < 2**15)
         return np.dtype(np.int16 if short else np.int32)
     return np.dtype(np.float32)
-
-
-def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Casts, rounding and clipping into the range of an integer type."""
-    if dtype.kind in "iu" and array.dtype != dtype:
-        limits = np.iinfo(dtype)
-        return np.clip(np.rint(array.astype(np.float64)), limits.min, limits.max).astype(dtype)
-    return array.astype(dtype, copy=False)
 
 
 def with_provenance(layout: Layout, cases: Sequence[Case]) -> list[Case]:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgan.datasets.cases import Case, Dataset
-from medgan.datasets.layout_base import Layout, as_dtype, copy_path, finished, with_provenance
+from medgan.datasets.layout_base import Layout, copy_path, finished, with_provenance
 from medgan.datasets.paths import safe_name, stay_inside, visible
 from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import SPLITS
 from medgan.errors import Note, Refused
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
+from medgan.imaging.convert import cast
 from medgan.imaging.volume import Volume
 from medgan.storage import atomic_path
 
@@ -100,7 +101,7 @@ class Npz(Layout):
     ) -> None:
         shapes = _shapes(parent.images[0])
         shape, dtype = shapes["train_images"]
-        pixels = as_dtype(image.array[0].transpose(), dtype)
+        pixels = cast(image.array[0].transpose(), dtype)
         if pixels.shape != shape[1:]:
             raise Refused("DIM_UNSUPPORTED", placed.id, f"an image of shape {pixels.shape} among {shape[1:]}",
                           "Make images of the data set's own shape")

@@ -23,9 +23,10 @@ GROUP = 8
 
 
 def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, *, zero: bool = False,
-                groups: int = 1) -> nn.Module:
-    """A size-preserving convolution in 2 or 3 dimensions, its weights zero when `zero`."""
-    layer = cast(nn.Module, Conv[Conv.CONV, dims](inputs, outputs, kernel, padding=kernel // 2, groups=groups))
+                padding: int | None = None) -> nn.Module:
+    """A convolution in 2 or 3 dimensions, size-preserving without `padding`, its weights zero when `zero`."""
+    margin = kernel // 2 if padding is None else padding
+    layer = cast(nn.Module, Conv[Conv.CONV, dims](inputs, outputs, kernel, padding=margin))
     if zero:
         nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
     else:

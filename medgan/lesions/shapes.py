@@ -1,4 +1,4 @@
-"""Lesions as objects: found in masks, deformed, made up, and the soft border they are blended with."""
+"""Lesions as objects: found in masks, deformed, and the soft border they are blended with."""
 
 from __future__ import annotations
 
@@ -160,21 +160,6 @@ def deform(lesion: Lesion, spacing_mm: NDArray[np.float64], rng: np.random.Gener
         labels[better], best[better] = value, share[better]
     image = np.stack([ndimage.map_coordinates(channel, at, order=1, mode="nearest") for channel in lesion.image])
     return Deformed(labels, image.astype(np.float32))
-
-
-def blob(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], size_mm: float,
-         rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A random smooth level set of about the given diameter, in the middle of a grid of `shape`."""
-    grid = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True)],
-                                indexing="ij"))
-    if shape[2] == 1:
-        grid[2] = 0
-    grid = np.einsum("ij,jxyz->ixyz", _rotation(rng.uniform(0, 2 * np.pi), 0.0, 0.0), grid)
-    axes = np.exp(rng.normal(0, 0.2, 3))
-    axes /= np.cbrt(axes.prod())
-    distance = np.sqrt(((grid / axes[:, None, None, None]) ** 2).sum(axis=0)) / (size_mm / 2)
-    rough = _smooth_field(shape, spacing_mm, 0.25 * size_mm, rng) * rng.uniform(0.1, 0.3)
-    return np.asarray(distance + rough < 1)
 
 
 def soft_mask(labels: NDArray[np.uint8], spacing_mm: NDArray[np.float64], rim_mm: float) -> NDArray[np.float32]:

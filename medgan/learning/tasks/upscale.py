@@ -15,14 +15,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.layers.factories import Conv
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.learning import losses
-from medgan.learning.networks import SLOPE, ImageDiscriminator, spread
+from medgan.learning.networks import SLOPE, ImageDiscriminator, convolution, spread
 from medgan.learning.task import Batch, Parts, Task
 from medgan.learning.tasks.upscale_source import CONDITION, PLANES, UpscaleSource
 
@@ -40,19 +39,8 @@ EMBEDDING = 32
 FIDELITY = 100.0
 
 
-def _convolution(dims: int, inputs: int, outputs: int, *, zero: bool = False) -> nn.Module:
-    """A convolution for images that `_edged` has enlarged by one voxel on every side."""
-    layer = cast(nn.Module, Conv[Conv.CONV, dims](inputs, outputs, 3))
-    if zero:
-        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-    else:
-        nn.init.kaiming_normal_(layer.weight, a=SLOPE)  # type: ignore[arg-type]
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
-
-
 def _edged(x: Tensor) -> Tensor:
-    """Repeats the edge: zero is a grey value here, and volumes end in tissue.
+    """Repeats the edge for a convolution without padding: zero is a grey value here, and volumes end in tissue.
 
     Outside autocast, which would go to fp32 and back for it (a third of the time).
     """
@@ -68,8 +56,8 @@ class _Block(nn.Module):
 
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
-        self.first = _convolution(dims, width, width)
-        self.second = _convolution(dims, width, width, zero=True)
+        self.first = convolution(dims, width, width, padding=0)
+        self.second = convolution(dims, width, width, zero=True, padding=0)
         self.film = nn.Linear(EMBEDDING, 2 * width)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
@@ -96,9 +84,9 @@ class UpscaleGenerator(nn.Module):
         self.planes = PLANES if dims == 2 else 1
         self.embed = nn.Sequential(nn.Linear(CONDITION, EMBEDDING), nn.LeakyReLU(SLOPE),
                                    nn.Linear(EMBEDDING, EMBEDDING), nn.LeakyReLU(SLOPE))
-        self.stem = _convolution(dims, self.planes, width)
+        self.stem = convolution(dims, self.planes, width, padding=0)
         self.blocks = nn.ModuleList(_Block(dims, width) for _ in range(BLOCKS))
-        self.head = _convolution(dims, width, COSINES, zero=True)
+        self.head = convolution(dims, width, COSINES, zero=True, padding=0)
 
     def forward(self, thick: Tensor, told: Tensor, position: Tensor) -> Tensor:
         """Draws the residual.
