@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from medgan.datasets.cases import Case, Dataset
-from medgan.datasets.layout_base import as_dtype, stored_dtype
+from medgan.datasets.layout_base import stored_dtype
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Refused
+from medgan.imaging.convert import cast
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="../shared/data is not there")
@@ -126,8 +127,8 @@ def test_a_synthetic_case_stays_with_its_parents_patient(name: str, tmp_path: Pa
 
 def test_values_are_rounded_and_clipped_into_the_stored_type(tmp_path: Path) -> None:
     values = np.array([1.6, 2.4, 300.2, -7.0], np.float32)
-    np.testing.assert_array_equal(as_dtype(values, np.dtype(np.uint8)), [2, 2, 255, 0])
-    np.testing.assert_array_equal(as_dtype(values, np.dtype(np.float64)), values)
+    np.testing.assert_array_equal(cast(values, np.dtype(np.uint8)), [2, 2, 255, 0])
+    np.testing.assert_array_equal(cast(values, np.dtype(np.float64)), values)
     path = make.nifti(tmp_path / "a.nii.gz", make.image(1, "uint8"))
     assert stored_dtype(path, np.dtype(np.float32)) == np.uint8
     for slope, intercept, expected in ((1, -1024, np.int16), (1000, 0, np.int32), (0.5, 0, np.float32)):
