@@ -185,9 +185,11 @@ def main() -> None:
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as ended:
+        # Typer ends the program without a word when Ctrl-C reaches it.
+        if ended.code == EXIT_INTERRUPTED:
+            print("interrupted before there was anything to save", file=sys.stderr)
+        raise
     except OSError as error:
         # A full disk or a lost mount is the user's to mend, and no traceback helps with it.
         print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)

@@ -143,7 +143,8 @@ class Config(Section):
         merged = base
         if file is not None:
             merged = _merge(merged, _for_task(_load(Path(file)), base["task"]))
-        items = settings.items() if isinstance(settings, Mapping) else [parse_setting(s) for s in settings]
+        listed = [settings] if isinstance(settings, str) else settings
+        items = listed.items() if isinstance(listed, Mapping) else [parse_setting(s) for s in listed]
         for key, value in items:
             merged = _merge(merged, _nest(key, value))
         merged |= {key: value for key, value in top.items() if value is not None}

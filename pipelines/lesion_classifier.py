@@ -57,6 +57,8 @@ def main(
     test_patients: Annotated[int | None, typer.Option(
         min=0, help="Patients held back in each fold. 0: none, test on --heldout alone. Not given: the data set's own "
         "test or validation cases, else a quarter.")] = None,
+    train_patients: Annotated[int | None, typer.Option(
+        min=1, help="Instead: patients trained on in each fold; all others are held back.")] = None,
     folds: Annotated[int, typer.Option(min=1, help="Folds at most.")] = 5,
     minutes: Annotated[float | None, typer.Option(min=0.05, help="Generator training in each fold.")] = None,
     factor: Annotated[float, typer.Option(min=1, help="Wanted training cases over real ones.")] = 2.0,
@@ -87,11 +89,12 @@ def main(
     if modality is None:
         raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is", "Name it")
     plan = {"data": real.fingerprint(), "modality": modality, "task": task, "test_patients": test_patients,
-            "factor": factor, "minutes": minutes, "settings": settings or [], "seed": seed, "device": device}
+            "train_patients": train_patients, "factor": factor, "minutes": minutes, "settings": settings or [],
+            "seed": seed, "device": device}
     config = Config.resolve(modality, task, settings=settings or (), seed=seed, device=device)
     reader = Reader.common(real, others, config, size, positive)
     _same_plan(out, plan)
-    parts = divisions(reader.labelled(real), test_patients, seed=seed)[:folds]
+    parts = divisions(reader.labelled(real), test_patients, train_patients=train_patients, seed=seed)[:folds]
     known = {case.id: reader.read(real, [case]) for case in reader.labelled(real)}
     outside = {str(other.root): reader.read(other, reader.labelled(other)) for other in others}
 
@@ -111,8 +114,9 @@ def main(
     scored = {name: utility.Scored.gathered(scores) for name, scores in tested.items()}
     pairs = [(arm, "real") for arm in described[0]["arms"] if arm != "real"]
     pairs += [("gan", control) for control in CONTROLS if "gan" in methods and control in described[0]["arms"]]
-    compared = {name: {**_shown(tested[name]).counts(), **utility.compare(test, pairs)}
-                for name, test in scored.items()}
+    held = sorted({case.id for _, held_back in parts for case in held_back})
+    shown = outside | ({HELD_BACK: Examples.joined([known[name] for name in held])} if held else {})
+    compared = {name: {**shown[name].counts(), **utility.compare(test, pairs)} for name, test in scored.items()}
     report = {
         "medgan": medgan.__version__,
         "command": shlex.join(["medgan", "run", "lesion_classifier", "--", *sys.argv[1:]]),
@@ -172,11 +176,6 @@ def _same_plan(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).is_file() and json.loads((out / PLAN).read_text(encoding="utf-8")) != plan:
         raise Refused("OUT_EXISTS", out, "it was begun with other data or settings", "Choose another --out")
     write_json(out / PLAN, plan)
-
-
-def _shown(parts: Sequence[tuple[Examples, Any]]) -> Examples:
-    """The pictures of a test set: its parts, or one of them where every fold was tested on the same."""
-    return parts[0][0] if parts[-1][0] is parts[0][0] else Examples.joined([part for part, _ in parts])
 
 
 def _patients(cases: Sequence[Case]) -> list[str]:

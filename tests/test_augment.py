@@ -286,3 +286,49 @@ def test_a_killed_process_loses_nothing_that_was_finished(mr_set: Path, tmp_path
     assert all(path.read_bytes() == content for path, content in finished.items())
     medgan.augment(mr_set, factor=3, out=tmp_path / "whole", method="paste", modality="mr")
     assert _hashes(out) == _hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_whole_images_of_a_set_with_masks_go_into_class_folders(mr_set: Path, tmp_path: Path, dims: int,
+                                                                tiny: dict[str, object]) -> None:
+    run = medgan.train(mr_set, task="image", modality="mr", out=tmp_path / "run",
+                       settings=tiny | {"data.dims": dims, "data.crop": 16, "training.images": 8})
+    made = medgan.synthesize(run, 2, out=tmp_path / "new")
+    assert len(made) == 2 and all(case.image.dims == dims and case.mask is None for case in made)
+    images = sorted((tmp_path / "new" / "image").glob("*.nii.gz"))
+    assert len(images) == 2 and len(list((tmp_path / "new" / "image").glob("*.json"))) == 2
+    assert medgan.read(images[0]).array.dtype == np.int16
+
+
+def test_refusals_of_synthesize_leave_nothing_behind(lesion_run: Path, tmp_path: Path) -> None:
+    for change in ({"settings": ["augment.colour=1"]}, {"settings": ["data.crop=16"]}, {"device": "tpu"}):
+        with pytest.raises(Refused):
+            medgan.synthesize(lesion_run, 1, out=tmp_path / "new", **change)  # type: ignore[arg-type]
+        assert not (tmp_path / "new").exists()
+
+
+def test_default_names_and_guards(mr_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    shutil.copytree(mr_set, tmp_path / "v1.0")
+    monkeypatch.chdir(tmp_path / "v1.0")
+    made = medgan.augment(".", factor=1.34, method="paste", modality="mr")
+    assert made.out == tmp_path / "v1.0-x1.34"
+    # An empty folder is as good as none, and what is wrong with a mask is still said before anything is written.
+    label = next((tmp_path / "v1.0" / "labelsTr").iterdir())
+    import nibabel
+
+    image = nibabel.load(label)
+    affine = image.affine.copy()
+    affine[0, 3] += 50
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), label)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refused) as refused:
+        medgan.augment(tmp_path / "v1.0", method="paste", out=tmp_path / "empty")
+    assert refused.value.code == "LABEL_GRID" and not list((tmp_path / "empty").iterdir())
+
+
+def test_a_run_folder_is_no_data_set(lesion_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        medgan.augment(lesion_run, out=tmp_path / "out", method="paste")
+    assert refused.value.code == "DATASET_UNKNOWN" and "--model" in str(refused.value)

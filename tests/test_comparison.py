@@ -41,6 +41,13 @@ def test_no_is_an_answer(low: float, high: float, said: str) -> None:
     assert f"gan images {said}" in verdict(compared(estimate(0, low, high), estimate(0, -1, 1)), "gan")
 
 
+def test_a_task_that_real_images_solve_alone_is_called_so() -> None:
+    tests = compared(estimate(0.0, -0.01, 0.01), estimate(0.0, -0.1, 0.1))
+    assert "nothing left to gain" not in verdict(tests, "gan")
+    tests["scans"]["arms"]["real"] = {"auroc": estimate(0.995, 0.99, 1)}
+    assert verdict(tests, "gan").endswith("With 0.995 for real images alone there was nothing left to gain.")
+
+
 def report(**more: Any) -> dict[str, Any]:
     tests = compared(estimate(0.0, -0.1, 0.1), estimate(0.0, -0.1, 0.1), **more)
     return {"command": "medgan run lesion_classifier -- scans", "data": [{"name": "scans", "patients": 7}],

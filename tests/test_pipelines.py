@@ -160,6 +160,16 @@ def test_images_with_classes(xray_classes: Path, tiny: dict[str, Any], tmp_path:
     assert report["tests"]["held-back patients"]["images"] == 4 and report["classifier"]["positive"].endswith("opacity")
 
 
+def test_few_training_patients_and_a_patient_held_back_by_several_folds(mr_set: Path, tmp_path: Path) -> None:
+    assert classify(mr_set, "--train-patients", "1", "--method", "procedural", *QUICK, "--out", tmp_path / "out") == 0
+    report, rows = read(tmp_path / "out")
+    assert [len(fold["training_patients"]) for fold in report["folds"]] == [1, 1, 1]
+    assert [len(fold["held_back"]) for fold in report["folds"]] == [2, 2, 2]
+    test = report["tests"]["held-back patients"]
+    slices = {(row["patient"], row["slice"]) for row in rows}
+    assert (test["patients"], test["images"]) == (3, len(slices)), "each counts once, though two folds scored it"
+
+
 def test_without_a_data_set_phantoms_stand_in(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                               ) -> None:
     small = functools.partial(phantoms.write_phantoms, shape=(32, 36, 16))

@@ -35,6 +35,15 @@ def test_two_patients_are_left_out_in_turn() -> None:
     assert sorted((training[0].id, held[0].id) for training, held in parts) == [("a", "b"), ("b", "a")]
 
 
+def test_few_patients_are_trained_on_in_turn_and_all_others_held_back() -> None:
+    cases = [case(f"c{n}", f"p{n}") for n in range(4)]
+    parts = divisions(cases, train_patients=1)
+    assert sorted(training[0].id for training, _ in parts) == [c.id for c in cases]
+    for training, held in parts:
+        assert len(training) == 1 and training[0].split == "train"
+        assert {c.id for c in held} == {c.id for c in cases} - {training[0].id}
+
+
 def test_a_data_sets_own_split_is_kept_unless_a_number_is_asked_for() -> None:
     cases = [case("a", "a"), case("b", "b"), case("v", "v", "val"), case("t", "t", "test")]
     [(training, held)] = divisions(cases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(mr_set: Path, tmp_path: 
                                                         tiny: dict[str, object]) -> None:
     def stop(progress: Progress) -> None:
         if progress.stage == "training" and progress.done >= 24:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="--resume"):
         medgan.train(mr_set, modality="mr", out=tmp_path / "run", settings=tiny, progress=stop)
@@ -114,3 +115,18 @@ def test_loading_does_not_starve_training_on_real_data(shared_data: Path, tmp_pa
                        settings={"training.images": 192, "training.report_images": 96})
     lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert max(line["waiting"] for line in lines) < 0.1
+
+
+def test_resume_refuses_what_the_run_was_not_begun_with(mr_set: Path, xray_classes: Path, tmp_path: Path,
+                                                        tiny: dict[str, object]) -> None:
+    medgan.train(mr_set, modality="mr", out=tmp_path / "run", settings=tiny | {"training.images": 8})
+    for change, code in (({"settings": ["nonsense=1"]}, "CFG_UNKNOWN"),
+                         ({"settings": ["training.batch=4"]}, "CFG_VALUE"),
+                         ({"task": "image"}, "RUN_TASK"), ({"modality": "ct"}, "RUN_TASK"),
+                         ({"dataset": xray_classes}, "CKPT_MISMATCH"), ({"seed": 9}, "CFG_VALUE")):
+        with pytest.raises(Refused) as refused:
+            medgan.train(out=tmp_path / "run", resume=True, **change)  # type: ignore[arg-type]
+        assert refused.value.code == code
+    told: list[Progress] = []
+    medgan.train(mr_set, out=tmp_path / "run", resume=True, minutes=1, device="cpu", progress=told.append)
+    assert "finished" in told[-1].text

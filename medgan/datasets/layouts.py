@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medgan.datasets.cases import Dataset
@@ -41,6 +42,11 @@ def open_dataset(root: str | Path) -> Dataset:
     root = Path(root)
     if "\0" in str(root) or not root.exists():
         raise Refused("FILE_MISSING", root, "there is no such folder or file", "Check the path")
+    if root.name in ("", ".."):
+        root = Path(os.path.abspath(root))  # "." has no name to call the data set by
+    if (root / "config.json").is_file() and (root / "log.jsonl").is_file():
+        raise Refused("DATASET_UNKNOWN", root, "it is a run folder, not a data set",
+                      "Name the data set; a run is given with --model")
     for layout in LAYOUTS.values():
         if layout.detect(root):
             return layout.open(root)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ Division = tuple[tuple[Case, ...], tuple[Case, ...]]
 FOLDS = 4
 
 
-def divisions(cases: Sequence[Case], test_patients: int | None = None, *, seed: int = 0) -> list[Division]:
+def divisions(cases: Sequence[Case], test_patients: int | None = None, *, train_patients: int | None = None,
+              seed: int = 0) -> list[Division]:
     """Divides cases into those to train on and those held back, once or in folds.
 
     Args:
@@ -31,19 +33,24 @@ def divisions(cases: Sequence[Case], test_patients: int | None = None, *, seed: 
         test_patients: About how many patients to hold back in each fold; every training patient is held back once,
             and cases of other splits are left out. 0: none is held back. None: the cases' own test split, or
             validation split, if there is one; else as for a quarter of the patients.
+        train_patients: Instead: about how many patients to train on in each fold; all others are held back, and
+            every patient is trained on once. How much few patients lose shows in this way.
         seed: Of the folds.
 
     Raises:
         Refused: `CFG_VALUE` when there are too few patients.
     """
     training = tuple(case for case in cases if case.split == "train")
+    patients = len({patient_key(case) for case in training})
+    if train_patients is not None:
+        folds = leave_patients_out(training, max(2, round(patients / train_patients)), seed=seed)
+        return [(tuple(replace(case, split="train") for case in few), others) for others, few in folds]
     if test_patients == 0:
         return [(training, ())]
     for split in ("test", "val") if test_patients is None else ():
         own = tuple(case for case in cases if case.split == split)
         if own:
             return [(training, own)]
-    patients = len({patient_key(case) for case in training})
     wanted = test_patients or max(1, round(patients / FOLDS))
     return leave_patients_out(training, max(2, round(patients / wanted)), seed=seed)
 

@@ -97,9 +97,10 @@ def create_run(path: Path, config: Config, interface: Mapping[str, Any], dataset
     return Run(path, config, interface, dataset)
 
 
-def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a module's tensors as safetensors."""
-    _save(dict(module.state_dict()), path, metadata)
+def save_weights(module: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
+    """Writes a module's tensors as safetensors, with what they are about as JSON in the header."""
+    # One entry alone: safetensors writes several in any order, and the same weights must be the same bytes.
+    _save(dict(module.state_dict()), path, {"medgan": json.dumps(dict(about), sort_keys=True)})
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -201,14 +202,25 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def newest_run(root: Path, fingerprint: str, task: str, *, finished: bool = True) -> Run | None:
-    """The last run below `root` for this task on the data set with this fingerprint, finished or only begun."""
+def newest_run(root: Path, fingerprint: str, task: str, modality: str | None = None, *,
+               finished: bool = True) -> Run | None:
+    """The last run below `root` for this task (and modality) on the data set with this fingerprint.
+
+    Args:
+        root: Folder of run folders.
+        fingerprint: Of the data set.
+        task: Task of the run.
+        modality: Modality of the run; None: any.
+        finished: Whether finished runs are looked for, or only begun ones.
+    """
     found = []
     for file in root.glob(f"*/{WEIGHTS if finished else CONFIG}"):
         try:
             run = open_run(file.parent)
         except Refused:
             continue
-        if run.config.task == task and run.dataset.get("fingerprint") == fingerprint and run.finished == finished:
+        if modality not in (None, run.config.modality) or run.finished != finished:
+            continue
+        if run.config.task == task and run.dataset.get("fingerprint") == fingerprint:
             found.append((file.stat().st_mtime, str(run.path), run))
     return max(found)[2] if found else None

@@ -18,6 +18,9 @@ MEASURES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 #: Below this many test patients an interval over patients is itself uncertain, and on the narrow side.
 FEW_PATIENTS = 10
 
+#: Where real images alone reach this AUROC, nothing that is added can show its worth.
+CEILING = 0.98
+
 Finding = Literal["better", "worse", "no difference shown"]
 
 
@@ -40,6 +43,8 @@ def verdict(tests: Mapping[str, Any], method: str) -> str:
         if against:
             best = max(against, key=lambda other: test["arms"][other]["auroc"]["mean"])
             text += f"; against the best control ({best}) {_signed(against[best])}: {finding(against[best])}"
+        if (alone := test["arms"]["real"]["auroc"]["mean"]) >= CEILING:
+            text += f". With {alone:.3f} for real images alone there was nothing left to gain"
         sentences.append(text + ".")
     return " ".join(sentences)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medgan.config import Config
 from medgan.datasets.cards import data_card
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Interrupted, Refused
@@ -57,7 +58,7 @@ class Augmented:
 
 
 def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None = None,
-            model: str | Path | None = None, method: Method = "gan", workers: int = 1,
+            model: str | Path | Run | None = None, method: Method = "gan", workers: int = 1,
             modality: str | None = None, config: str | Path | None = None,
             settings: Sequence[str] | Mapping[str, Any] = (), seed: int = 0, device: str | None = None,
             progress: Report = silent) -> Augmented:
@@ -70,7 +71,8 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
         dataset: A data set of any layout in docs/formats.md, with masks or classes.
         factor: Wanted number of training cases over the present one, at least 1.
         out: The new data set; None: `<dataset>-x<factor>` beside it.
-        model: A run folder. None: the newest run below `runs/` trained on this data, else one is trained first.
+        model: A run folder, or what `train` returned. None: the newest run below `runs/` trained on this data, else
+            one is trained first.
         method: `gan`, or without any training `paste` (real lesions moved) or `procedural` (made-up ones).
         workers: Processes that make cases; the result does not depend on it.
         modality: As for `train`; None: what the data set says of itself.
@@ -97,7 +99,7 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
                       "Give labelled cases; medgan upsample sharpens unlabelled ones")
     check_trainable(opened, task)
     target = _target(opened, factor, out)
-    run = _find_run(opened, task, model, method)
+    run = _find_run(opened, task, modality, model, method)
     _refuse_other_content(target)
     if run is None and modality is None:
         raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is",
@@ -112,9 +114,10 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
     else:
         resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
     plan = {"dataset": opened.fingerprint(), "factor": float(factor), "method": method, "seed": seed,
-            "model": run.hash() if run else None, "settings": resolved.model_dump(mode="json")}
+            "model": run.hash() if run else None,
+            "settings": resolved.model_dump(mode="json", exclude={"seed", "device"})}
     work = Work(opened, resolved, method, run.path if run else None, target, seed)
-    if not target.exists() and task == "lesion":
+    if not (target / PLAN).is_file() and task == "lesion":
         _read_once(opened)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
@@ -245,8 +248,10 @@ def _in_worker(item: tuple[int, Case, Case]) -> tuple[str, str]:
 
 
 def _target(dataset: Dataset, factor: float, out: str | Path | None) -> Path:
-    target = Path(out) if out is not None else dataset.root.with_name(f"{dataset.root.stem}-x{factor:g}")
-    inside, root = target.resolve(), dataset.root.resolve()
+    base = base_of(dataset)
+    lone = base if dataset.layout != "npz" else dataset.root
+    target = Path(out) if out is not None else lone.with_name(f"{lone.name.removesuffix('.npz')}-x{factor:g}")
+    inside, root = target.resolve(), lone.resolve()
     if inside == root or root in inside.parents:
         raise Refused("OUT_EXISTS", target, "the output would lie in the data set itself", "Choose another --out")
     return target
@@ -286,24 +291,25 @@ def _trained(dataset: Dataset, modality: str | None, task: str, config: str | Pa
     """A run on this data: one that was begun is finished, else a new one is trained."""
     from medgan.learning.checkpoints import newest_run
 
-    begun = newest_run(RUNS, real_only(dataset).fingerprint(), task, finished=False)
+    begun = newest_run(RUNS, real_only(dataset).fingerprint(), task, modality, finished=False)
     if begun is not None:
         composing(begun, config, settings, seed, device)
         progress(Progress("training", 0, None, "images", f"going on with {begun.path}, which was begun on this data"))
-        return train(out=begun.path, resume=True, progress=progress)
+        return train(out=begun.path, resume=True, device=device, progress=progress)
     progress(Progress("training", 0, None, "images", "no run trained on this data yet: training one first"))
     return train(dataset.root, modality=modality, task=task, config=config, settings=settings, seed=seed,
                  device=device, progress=progress)
 
 
-def _find_run(dataset: Dataset, task: str, model: str | Path | None, method: Method) -> Run | None:
+def _find_run(dataset: Dataset, task: str, modality: str | None, model: str | Path | Run | None,
+              method: Method) -> Run | None:
     if method != "gan":
         return None
     from medgan.learning.checkpoints import newest_run, open_run
 
     if model is None:
-        return newest_run(RUNS, real_only(dataset).fingerprint(), task)
-    run = open_run(model)
+        return newest_run(RUNS, real_only(dataset).fingerprint(), task, modality)
+    run = open_run(model) if isinstance(model, str | Path) else model
     check_run(run, dataset, task)
     return run
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgan.datasets.cases import Case
+from medgan.config import Config
+from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layouts import LAYOUTS, open_dataset
+from medgan.datasets.provenance import Provenance
 from medgan.errors import Interrupted, Refused
+from medgan.imaging import files
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial
 from medgan.verbs.augment import check_run, composing
@@ -19,6 +22,10 @@ from medgan.verbs.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
+
+
+#: How many parents are tried for a case before it is given up.
+PARENTS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +53,8 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
     Args:
         run: A run folder, or what `train` returned.
         count: How many cases.
-        out: Where to write them, as a data set of the layout of the run's data; None: they are only returned.
+        out: Where to write them, as a data set of the layout of the run's data, or in a folder for each class where
+            whole images are no cases of it (slices of volumes, cases with masks). None: they are only returned.
         label: A lesion label or class of the run; None: as in the data.
         size_mm: Equivalent diameter of the lesions; None: as in the data.
         lesions: How many lesions a case.
@@ -62,6 +70,7 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
         Refused: `RUN_*`, `LABEL_UNKNOWN`, `FACTOR_RANGE`, `OUT_EXISTS`, `PLACE_NONE`.
     """
     from medgan.learning.checkpoints import open_run
+    from medgan.learning.loop import pick_device
 
     opened = open_run(run) if isinstance(run, (str, Path)) else run
     if opened.config.task == "upscale":
@@ -74,46 +83,88 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
                   else opened.interface["classes"])
     if label is not None and label not in names:
         raise Refused("LABEL_UNKNOWN", f"--label {label}", "the run does not know it", f"Use one of {', '.join(names)}")
+    dataset = open_dataset(opened.dataset["path"])
+    check_run(opened, dataset, opened.config.task)
+    config = composing(opened, None, settings, seed, device)
+    pick_device(config.device)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="medgan-") as folder:
-            return _synthesize(opened, count, Path(folder), label, size_mm, lesions, seed, device, settings, progress)
+            return _synthesize(opened, dataset, config, count, Path(folder), label, size_mm, lesions, progress)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out")
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
-        return _synthesize(opened, count, target, label, size_mm, lesions, seed, device, settings, progress)
+        try:
+            return _synthesize(opened, dataset, config, count, target, label, size_mm, lesions, progress)
+        except Refused:
+            if not any(target.iterdir()):
+                target.rmdir()
+            raise
 
 
-def _synthesize(run: Run, count: int, target: Path, label: str | None, size_mm: float | None, lesions: int,
-                seed: int, device: str | None, settings: Sequence[str] | Mapping[str, Any],
-                progress: Report) -> list[Synthetic]:
-    dataset = open_dataset(run.dataset["path"])
-    check_run(run, dataset, run.config.task)
-    config = composing(run, None, settings, seed, device)
+def _fit_the_layout(run: Run, dataset: Dataset) -> bool:
+    """Whether what a run makes can be written as cases of its data set: images of as many axes, masks where due."""
+    if run.config.task != "image":
+        return True
+    case = dataset.split("train")[0]
+    return case.mask is None and dataset.load(case)[0].dims == run.config.data.dims
+
+
+def _plain_images(run: Run, config: Config, count: int, target: Path, label: str | None,
+                  progress: Report) -> list[Synthetic]:
+    """Whole images on the network's own grid, a NIfTI file with its record each, in a folder for each class."""
+    from medgan.learning.loop import pick_device, step_seed
+    from medgan.learning.tasks.image import made_volume
+
+    generator = run.generator(pick_device(config.device))
+    classes = [label] if label is not None else list(run.interface["classes"])
+    made = []
+    for number in range(count):
+        progress(Progress("synthesizing", number, count, "cases"))
+        name, seed = classes[number % len(classes)], step_seed(config.seed, number)
+        record = Provenance(id=f"{name}syn{number + 1:04d}", parents=(), patient=f"{name}syn{number + 1:04d}",
+                            label=name, seed=seed, model=run.path.name, model_hash=run.hash(), method="gan")
+        image = made_volume(generator, run, name, None, seed)
+        path = target / name / f"{record.id}.nii.gz"
+        files.write(image, path)
+        record.write(path.with_name(f"{record.id}.provenance.json"))
+        made.append(Synthetic(record.id, image, None, record.as_json()))
+    progress(Progress("synthesizing", count, count, "cases"))
+    return made
+
+
+def _synthesize(run: Run, dataset: Dataset, config: Config, count: int, target: Path, label: str | None,
+                size_mm: float | None, lesions: int, progress: Report) -> list[Synthetic]:
+    if not _fit_the_layout(run, dataset):
+        return _plain_images(run, config, count, target, label, progress)
     of_class = label if run.config.task == "image" else None
     parents = [case for case in dataset.split("train") if not case.synthetic
                and (of_class is None or case.label == of_class)]
     layout = LAYOUTS[dataset.layout]
-    make = factory(dataset, config, "gan", run.path, target, seed, label=label, size_mm=size_mm, count=lesions)
+    make = factory(dataset, config, "gan", run.path, target, config.seed, label=label, size_mm=size_mm, count=lesions)
     made: list[Case] = []
     reasons: list[str] = []
     try:
         for number in range(count):
             progress(Progress("synthesizing", number, count, "cases"))
-            parent = parents[number % len(parents)]
-            new = synthetic_case(parent, number + 1)
-            why = make(number, parent, new)
+            why = ""
+            for turn in range(min(PARENTS, len(parents))):
+                parent = parents[(number + turn) % len(parents)]
+                new = synthetic_case(parent, number + 1)
+                why = make(number, parent, new)
+                if not why:
+                    made.append(new)
+                    break
             if why:
-                reasons.append(f"{new.id}: {why}")
-            else:
-                made.append(new)
+                reasons.append(f"case {number + 1}: {why}")
     except KeyboardInterrupt:
         remove_partial(target)
         raise Interrupted(f"stopped after {len(made)} of {count} cases") from None
     progress(Progress("synthesizing", count, count, "cases", "; ".join(reasons)))
     if not made:
-        raise Refused("PLACE_NONE", run.path, reasons[0], "Ask for a smaller size, or raise augment.tries")
+        raise Refused("PLACE_NONE", run.path, reasons[0], "Ask for a smaller size, train the run longer, or raise "
+                      "augment.tries")
     placed = [layout.place(target, dataset, case) for case in made]
     layout.finish(target, dataset, placed)
     written = open_dataset(target)
@@ -121,7 +172,7 @@ def _synthesize(run: Run, count: int, target: Path, label: str | None, size_mm: 
     return [_read(written, case, records) for case in written.cases if case.id in records]
 
 
-def _read(dataset: Any, case: Case, records: Mapping[str, Path]) -> Synthetic:
+def _read(dataset: Dataset, case: Case, records: Mapping[str, Path]) -> Synthetic:
     import json
 
     image, mask = dataset.load(case)

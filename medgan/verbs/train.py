@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +58,7 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
     if resume:
         if out is None:
             raise Refused("CFG_VALUE", "--resume", "it is not said which run to go on with", "Name it with --out RUN")
-        return _resume(Path(out), progress)
+        return _resume(Path(out), dataset, modality, task, minutes, config, settings, seed, device, progress)
     sets = dict(_as_mapping(settings))
     if dataset is None:
         if modality is None:
@@ -72,7 +76,8 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
     if minutes is not None:
         sets |= {"training.minutes": float(minutes), "training.limit_minutes": float(minutes)}
     resolved = Config.resolve(modality, task, file=config, settings=sets, seed=seed, device=device)
-    folder = Path(out) if out is not None else _next_run(f"{Path(dataset).stem if dataset else modality + '-phantoms'}"
+    _check_device(resolved)
+    folder = Path(out) if out is not None else _next_run(f"{short_name(opened) if dataset else modality + '-phantoms'}"
                                                          f"-{task}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused("OUT_EXISTS", folder, "the run folder exists and is not empty",
@@ -120,16 +125,36 @@ def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> 
         return _learn(run, source, progress)
 
 
-def _resume(folder: Path, progress: Report) -> Run:
+def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task: str | None, minutes: float | None,
+            config: str | Path | None, settings: Sequence[str] | Mapping[str, Any], seed: int | None,
+            device: str | None, progress: Report) -> Run:
+    """Goes on with a run; of its settings only the time and the device may be named anew."""
     from medgan.learning.checkpoints import open_run
     from medgan.learning.tasks import TASKS
 
     run = open_run(folder)
-    dataset = open_dataset(run.dataset["path"])
-    real = real_only(dataset)
+    for name, value, own in (("--modality", modality, run.config.modality), ("--task", task, run.config.task)):
+        if value not in (None, own):
+            raise Refused("RUN_TASK", folder, f"it was begun with {name} {own}, not {value}", "Leave it out")
+    sets = dict(_as_mapping(settings))
+    if minutes is not None:
+        sets["training.limit_minutes"] = float(minutes)
+    given = run.config.over(file=config, settings=sets, seed=seed, device=device)
+    limit = run.config.training.limit_minutes
+    as_begun = given.training.model_copy(update={"limit_minutes": limit})
+    if given.model_copy(update={"device": run.config.device, "training": as_begun}) != run.config:
+        raise Refused("CFG_VALUE", folder, "the run was begun with other settings",
+                      "Leave them out, or start a new run")
+    _check_device(given)
+    run = replace(run, config=given)
+    opened = open_dataset(dataset if dataset is not None else run.dataset["path"])
+    real = real_only(opened)
     if real.fingerprint() != run.dataset["fingerprint"]:
-        raise Refused("CKPT_MISMATCH", folder, f"the data set {dataset.root} has changed since the run began",
-                      "Start a new run")
+        raise Refused("CKPT_MISMATCH", folder, f"{opened.root} is not, or no longer, the data set that the run was "
+                      "begun on", "Start a new run")
+    if run.finished:
+        progress(Progress("training", 0, None, "images", "the run is finished; there is nothing left to do"))
+        return run
     with locked(folder):
         remove_partial(folder)
         return _learn(run, TASKS[run.config.task].source(real, run.config), progress)
@@ -149,14 +174,11 @@ def _learn(run: Run, source: Any, progress: Report) -> Run:
     state = loop.State.fresh(task, config.training)
     if checkpoints.load_state(state, run.path):
         checkpoints.trim_log(run.path, state.images)
-    if run.finished:
-        return run
     samples = run.path / checkpoints.SAMPLES
     if state.images == 0:
         save(task.sheet(state.average, source), samples / "0000000.png")
-    steps = loop.train(state, source, config)
-    try:
-        for step in steps:
+    with stoppable(f"stopped at once; the last report is kept; go on with: {_again(run)}") as stopped:
+        for step in loop.train(state, source, config):
             progress(Progress("training", step.images, step.total, "images",
                               f"{step.images_per_second:.0f} images/s" + (f"; {step.note}" if step.note else "")))
             if step.report or step.note:
@@ -164,13 +186,12 @@ def _learn(run: Run, source: Any, progress: Report) -> Run:
             if step.report:
                 save(task.sheet(state.average, source), samples / f"{step.images:07d}.png")
                 checkpoints.save_state(state, run.path)
-    except KeyboardInterrupt:
-        checkpoints.save_state(state, run.path)
-        raise Interrupted(f"stopped at {state.images} images; go on with: medgan train --out {run.path} --resume"
-                          ) from None
+            if stopped() and not step.done:
+                checkpoints.save_state(state, run.path)
+                raise Interrupted(f"stopped at {state.images} images; go on with: {_again(run)}")
     write_text(run.path / "MODEL_CARD.md", _card(run, state.images))
     checkpoints.save_weights(state.average, run.path / checkpoints.WEIGHTS,
-                             {"task": config.task, "images": str(state.images)})
+                             {"task": config.task, "images": state.images})
     return run
 
 
@@ -197,12 +218,61 @@ A `{config.task}` generator ({config.data.dims}D, {config.modality}) trained wit
 """
 
 
-def _phantoms(folder: Path, modality: str, config: Config, progress: Report) -> Dataset:
-    from medgan.datasets.phantoms import write_phantoms
+def _again(run: Run) -> str:
+    return f"medgan train --out {run.path} --resume"
 
+
+def _check_device(config: Config) -> None:
+    from medgan.learning.loop import pick_device
+
+    pick_device(config.device)
+
+
+def short_name(dataset: Dataset) -> str:
+    """A data set's name for files: its folder's, or its file's without the ending."""
+    root = dataset.root
+    return root.name if root.is_dir() else root.name.split(".")[0]
+
+
+@contextlib.contextmanager
+def stoppable(at_once: str) -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C wait for the end of a step: a state saved in the middle of one would not go on as it was.
+
+    Args:
+        at_once: What is said when a second Ctrl-C does not wait; what the last report saved is kept then.
+
+    Yields:
+        Whether a stop was asked for.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    except KeyboardInterrupt:
+        raise Interrupted(at_once) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _phantoms(folder: Path, modality: str, config: Config, progress: Report) -> Dataset:
+    from medgan.datasets.phantoms import LESION_CLASSES, write_phantoms
+
+    if modality not in LESION_CLASSES:
+        raise Refused("INPUT_KIND", modality, "there is no phantom of this modality",
+                      f"Give a data set, or use {', '.join(LESION_CLASSES)}")
     progress(Progress("making phantoms", 0, None, "cases",
                       f"no data set given: {PHANTOMS} built-in {modality} phantoms stand in"))
-    write_phantoms(folder, modality, count=PHANTOMS, seed=config.seed)  # type: ignore[arg-type]
+    write_phantoms(folder, modality, count=PHANTOMS, seed=config.seed)
     return open_dataset(folder)
 
 
@@ -217,6 +287,8 @@ def _next_run(name: str) -> Path:
 def _as_mapping(settings: Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
     from medgan.config import parse_setting
 
-    return settings if isinstance(settings, Mapping) else dict(parse_setting(text) for text in settings)
+    if isinstance(settings, Mapping):
+        return settings
+    return dict(parse_setting(text) for text in ([settings] if isinstance(settings, str) else settings))
 
 

@@ -101,8 +101,9 @@ def upsample(
             `CKPT_*`, or what is wrong with a file.
     """
     _check_options(profile, method, model)
-    if input_spacing is None and isinstance(spacing, Sequence) and is_bare(volume):
-        input_spacing, spacing = spacing, None
+    if input_spacing is None and spacing is not None and is_bare(volume):
+        own = np.atleast_1d(np.asarray(spacing, dtype=float))
+        input_spacing, spacing = tuple(own if len(own) > 1 else np.repeat(own, min(3, volume.ndim))), None
     try:
         image, back = to_volume(volume, spacing_mm=input_spacing)
     except Refused as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -180,25 +181,24 @@ def _resize(volume: Volume, size: tuple[int, ...]) -> Volume:
     return resample(volume, spacing, order=1, shape=size)
 
 
-def made_volume(generator: nn.Module, run: Run, label: str | None, template: Volume, seed: int) -> Volume:
-    """One made image of a class, with the grid, type and value range of a real one.
+def made_volume(generator: nn.Module, run: Run, label: str | None, template: Volume | None, seed: int) -> Volume:
+    """One made image of a class in raw values, with the grid and type of a real one.
 
     Args:
         generator: The run's generator.
         run: Of the image task.
         label: A class of the run; None where it has none.
-        template: A real image that gives shape, affine and dtype.
+        template: A real image that gives shape, affine and dtype; None: the network's own grid and the data's dtype.
         seed: Draws the image.
     """
     classes = list(run.interface["classes"])
     made = sample(generator, classes.index(label) if label in classes else 0, 1, seed)[0]
-    if made.ndim - 1 != template.dims:
-        raise Refused("RUN_TASK", run.path, f"it makes {made.ndim - 1}D images and the data is {template.dims}D",
-                      f"Train one with --set data.dims={template.dims}")
     mapped = [IntensityMap((low, high), (-1.0, 1.0)).inverse(channel, np.float32) if run.config.intensity.knots is None
               else intensity_maps(made, run.config.intensity)[0].inverse(channel, np.float32)
               for channel, (low, high) in zip(made, run.interface["raw_range"], strict=True)]
     small = Volume(np.stack(mapped), np.diag([*[*run.interface["spacing_mm"], 1.0][:3], 1.0]))
+    if template is None:
+        return replace(small, array=cast(small.array, np.dtype(run.interface["dtype"])), modality=run.config.modality)
     spacing = tuple(s * n / m for s, n, m in zip(small.spacing_mm, small.shape, template.shape, strict=True))
     full = resample(small, spacing, order=1, shape=template.shape) if small.shape != template.shape else small
     return template.with_array(cast(full.array, template.array.dtype))
