@@ -94,14 +94,15 @@ def synthesize(
     out: Annotated[Path, typer.Option(help="Where to write them.")],
     label: Annotated[str | None, typer.Option(help="Lesion label or class.")] = None,
     size_mm: Annotated[float | None, typer.Option(help="Equivalent diameter of the lesions, in mm.")] = None,
-    settings: Settings = None, seed: Seed = None, device: Device = None, as_json: AsJson = False,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make cases with a run."""
     from medgan.verbs.synthesize import synthesize as verb
 
     with _Bar() as bar:
         made = verb(run, count, out=out, label=label, size_mm=size_mm, seed=seed or 0, device=device,
-                    settings=settings or (), progress=bar)
+                    config=config, settings=settings or (), progress=bar)
     if as_json:
         _print_json({"out": str(out), "cases": [case.record for case in made]})
     else:

@@ -301,7 +301,9 @@ def test_whole_images_of_a_set_with_masks_go_into_class_folders(mr_set: Path, tm
 
 
 def test_refusals_of_synthesize_leave_nothing_behind(lesion_run: Path, tmp_path: Path) -> None:
-    for change in ({"settings": ["augment.colour=1"]}, {"settings": ["data.crop=16"]}, {"device": "tpu"}):
+    (tmp_path / "other.toml").write_text("[data]\ncrop = 16\n")
+    for change in ({"settings": ["augment.colour=1"]}, {"settings": ["data.crop=16"]}, {"device": "tpu"},
+                   {"config": tmp_path / "other.toml"}):
         with pytest.raises(Refused):
             medgan.synthesize(lesion_run, 1, out=tmp_path / "new", **change)  # type: ignore[arg-type]
         assert not (tmp_path / "new").exists()

@@ -47,7 +47,8 @@ class Synthetic:
 
 def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None = None, label: str | None = None,
                size_mm: float | None = None, lesions: int = 1, seed: int = 0, device: str | None = None,
-               settings: Sequence[str] | Mapping[str, Any] = (), progress: Report = silent) -> list[Synthetic]:
+               config: str | Path | None = None, settings: Sequence[str] | Mapping[str, Any] = (),
+               progress: Report = silent) -> list[Synthetic]:
     """Makes cases with a run: lesions put into its training cases, or whole images of a class.
 
     Args:
@@ -60,7 +61,8 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
         lesions: How many lesions a case.
         seed: The same seed gives the same cases.
         device: `auto`, `cpu` or `cuda`.
-        settings: Single settings of how lesions are composed (`augment.*`).
+        config: A TOML file of settings of how lesions are composed (`augment.*`).
+        settings: Single settings of the same kind.
         progress: Told of each case.
 
     Returns:
@@ -85,18 +87,18 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
         raise Refused("LABEL_UNKNOWN", f"--label {label}", "the run does not know it", f"Use one of {', '.join(names)}")
     dataset = open_dataset(opened.dataset["path"])
     check_run(opened, dataset, opened.config.task)
-    config = composing(opened, None, settings, seed, device)
-    pick_device(config.device)
+    resolved = composing(opened, config, settings, seed, device)
+    pick_device(resolved.device)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="medgan-") as folder:
-            return _synthesize(opened, dataset, config, count, Path(folder), label, size_mm, lesions, progress)
+            return _synthesize(opened, dataset, resolved, count, Path(folder), label, size_mm, lesions, progress)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out")
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
         try:
-            return _synthesize(opened, dataset, config, count, target, label, size_mm, lesions, progress)
+            return _synthesize(opened, dataset, resolved, count, target, label, size_mm, lesions, progress)
         except Refused:
             if not any(target.iterdir()):
                 target.rmdir()
