@@ -1,8 +1,8 @@
 """Whether synthetic lesions help a small classifier, on the real data sets of docs/does-it-help.md.
 
-    python benchmarks/lesion_classifier.py --data ../shared/data --out runs/does-it-help --minutes 4
+    python benchmarks/lesion_classifier.py --data ../shared/data --out runs/does-it-help
 
-Runs the pipeline `lesion_classifier` on each data set and prints a row for each comparison: the difference of AUROC
+Runs the pipeline `lesion_classifier` for each study and prints a row for each comparison: the difference of AUROC
 on held-back patients and its 95 % interval. What follows `--` goes to the pipeline.
 """
 
@@ -14,27 +14,28 @@ from pathlib import Path
 
 from medgan.verbs.run import run_pipeline
 
-#: Data set -> what the pipeline is asked for besides; "{data}" is the folder of all data sets.
+#: Study -> the data set, and what else the pipeline is asked for; "{data}" is the folder of all data sets.
 STUDIES = {
-    "glioma": ["--heldout", "{data}/glioma-other", "--test-patients", "1"],
-    "ms": ["--test-patients", "1"],
+    "glioma": ("glioma", "--heldout {data}/glioma-other --test-patients 1 --minutes 4"),
+    "glioma-few": ("glioma", "--heldout {data}/glioma-other --train-patients 1 --minutes 3 --steps 150"),
+    "ms": ("ms", "--test-patients 1 --minutes 4 --size 96 --steps 200"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each data set")
-    parser.add_argument("--minutes", type=float, default=4, help="generator training, for each fold")
-    parser.add_argument("--only", choices=sorted(STUDIES), help="one of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each study")
+    parser.add_argument("--only", choices=sorted(STUDIES), help="one of the studies")
     parser.add_argument("more", nargs="*", help="further arguments of the pipeline, after --")
     arguments = parser.parse_args()
     chosen = [arguments.only] if arguments.only else list(STUDIES)
     for name in chosen:
-        asked = [part.format(data=arguments.data) for part in STUDIES[name]]
+        dataset, asked = STUDIES[name]
         try:
-            run_pipeline("lesion_classifier", [str(arguments.data / name), *asked, "--minutes", str(arguments.minutes),
-                                               "--out", str(arguments.out / name), *arguments.more])
+            run_pipeline("lesion_classifier", [str(arguments.data / dataset),
+                                               *(part.format(data=arguments.data) for part in asked.split()), "--out",
+                                               str(arguments.out / name), *arguments.more])
         except SystemExit as ended:
             if ended.code:
                 raise

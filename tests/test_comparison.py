@@ -20,7 +20,8 @@ def compared(change: dict[str, Any], against: dict[str, Any], **more: Any) -> di
     return {"scans": {"arms": {"real": figure, "duplicated": figure, "paste": better, "gan": figure},
                       "differences": {pair: {"auroc": value, "balanced_accuracy": value}
                                       for pair, value in changes.items()},
-                      "patients": 2, "images": 50, "positive": 20, "left_out": 3, "resampled": "blocks", **more}}
+                      "patients": 8, "images": 50, "positive": 20, "left_out": 3, "resampled": "blocks",
+                      "trivial": {"slice number": 0.6, "tissue area": 0.5}, **more}}
 
 
 @pytest.mark.parametrize("low, high, said", [(0.01, 0.1, "better"), (-0.1, -0.01, "worse"),
@@ -41,11 +42,26 @@ def test_no_is_an_answer(low: float, high: float, said: str) -> None:
     assert f"gan images {said}" in verdict(compared(estimate(0, low, high), estimate(0, -1, 1)), "gan")
 
 
+@pytest.mark.parametrize("patients, claims", [(5, False), (6, True)])
+def test_few_patients_allow_no_claim(patients: int, claims: bool) -> None:
+    text = verdict(compared(estimate(0.05, 0.01, 0.09), estimate(0, -1, 1), patients=patients), "gan")
+    assert ("too few to claim" in text) != claims
+    silent = verdict(compared(estimate(0.05, -0.01, 0.09), estimate(0, -1, 1), patients=patients), "gan")
+    assert "too few" not in silent
+
+
 def test_a_task_that_real_images_solve_alone_is_called_so() -> None:
     tests = compared(estimate(0.0, -0.01, 0.01), estimate(0.0, -0.1, 0.1))
     assert "nothing left to gain" not in verdict(tests, "gan")
     tests["scans"]["arms"]["real"] = {"auroc": estimate(0.995, 0.99, 1)}
     assert verdict(tests, "gan").endswith("With 0.995 for real images alone there was nothing left to gain.")
+
+
+def test_a_task_that_the_slices_place_solves_is_called_so() -> None:
+    change = estimate(0.0, -0.01, 0.01)
+    assert "says little" not in verdict(compared(change, change), "gan")
+    text = verdict(compared(change, change, trivial={"slice number": 0.5, "tissue area": 0.79}), "gan")
+    assert text.endswith("The tissue area alone reaches 0.790, so this says little about lesions.")
 
 
 def report(**more: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def blobs(count: int, seed: int, patients: int = 4) -> Examples:
 
 def scored(positive: list[int], patients: list[str], folds: list[int], **arms: list[list[float]]) -> Scored:
     return Scored(np.array(positive, bool), np.array(patients), np.zeros(len(folds), np.int64), np.array(folds),
-                  {arm: np.array(scores) for arm, scores in arms.items()})
+                  np.linspace(0, 1, len(folds)), {arm: np.array(scores) for arm, scores in arms.items()})
 
 
 def test_auroc_by_hand() -> None:
@@ -96,6 +98,13 @@ def test_folds_weigh_by_their_patients_and_seeds_are_averaged() -> None:
     real = compare(test, [])["arms"]["real"]["auroc"]
     assert real["per_seed"] == pytest.approx((2 / 3, 1)) and real["mean"] == pytest.approx(5 / 6)
     assert real["seed_sd"] == pytest.approx(np.std([2 / 3, 1], ddof=1))
+
+
+def test_what_needs_no_look_at_a_lesion_is_measured_too() -> None:
+    test = scored([1, 1, 0, 0], ["a"] * 4, [0] * 4, real=[[0.1] * 4])
+    trivial = compare(replace(test, places=np.array([3, 8, 5, 8])), [])["trivial"]
+    # Of four pairs one is a tie and one in order: turned round, 0.625. The pictures get fuller one after the other.
+    assert trivial == pytest.approx({"slice number": 0.625, "tissue area": 1.0})
 
 
 def test_a_test_set_of_one_class_is_refused() -> None:

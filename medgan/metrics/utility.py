@@ -8,7 +8,7 @@ resampling patients (Efron's percentile bootstrap), and seeds with them; differe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -197,6 +197,7 @@ class Scored:
         patients: (N,) whose picture it is.
         places: (N,) slice numbers.
         folds: (N,) which fold's classifiers scored it; a patient outside the folds is scored by each of them.
+        filled: (N,) how much of each picture is tissue.
         scores: Arm -> (S, N), a row for each seed.
     """
 
@@ -204,6 +205,7 @@ class Scored:
     patients: NDArray[np.str_]
     places: NDArray[np.int64]
     folds: NDArray[np.int64]
+    filled: Values
     scores: Mapping[str, Values]
 
     @staticmethod
@@ -212,7 +214,8 @@ class Scored:
         examples = Examples.joined([part for part, _ in parts])
         folds = np.concatenate([np.full(len(part), fold) for fold, (part, _) in enumerate(parts)])
         scores = {arm: np.concatenate([scored[arm] for _, scored in parts], axis=1) for arm in parts[0][1]}
-        return Scored(examples.positive, examples.patients, examples.places, folds, scores)
+        filled = (examples.images[:, 0] > OUTSIDE + INSIDE).mean(axis=(1, 2))
+        return Scored(examples.positive, examples.patients, examples.places, folds, filled, scores)
 
     def rows(self) -> Iterator[dict[str, object]]:
         """A row for every picture, arm and seed, for a table."""
@@ -256,8 +259,9 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
         seed: Of the resampling.
 
     Returns:
-        Plain values for JSON: `resampled` ("patients" or "blocks"), `arms` and `differences`, each a measure's name
-        -> the fields of `Estimate`.
+        Plain values for JSON: `resampled` ("patients" or "blocks"), `trivial` (the AUROC of what needs no look at a
+        lesion: where an arm does no better, the task says nothing about lesions), `arms` and `differences`, each a
+        measure's name -> the fields of `Estimate`.
 
     Raises:
         Refused: `DATASET_EMPTY` where every fold's test pictures are of one class.
@@ -283,7 +287,13 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
         for one, other in pairs:
             differences[f"{one} - {other}"][measure] = asdict(
                 _estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
-    return {"resampled": "blocks" if blocks else "patients", "arms": arms, "differences": differences}
+    by = {"slice number": test.places[None].astype(np.float64), "tissue area": test.filled[None]}
+    blind = replace(test, scores=by)
+    once = np.ones((1, len(strata)))
+    reached = {name: float(_measured(blind, name, "auroc", units, share, once)[0, 0]) for name in by}
+    return {"resampled": "blocks" if blocks else "patients",
+            "trivial": {name: max(value, 1 - value) for name, value in reached.items()},
+            "arms": arms, "differences": differences}
 
 
 def resampling_units(test: Scored) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

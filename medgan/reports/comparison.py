@@ -20,6 +20,10 @@ FEW_PATIENTS = 10
 
 #: Where real images alone reach this AUROC, nothing that is added can show its worth.
 CEILING = 0.98
+#: And where something that needs no look at a lesion comes this near to it, the task says little about lesions.
+NEAR = 0.05
+#: With fewer patients not even the same sign in all of them is significant (two-sided sign test at 5 %).
+ENOUGH_PATIENTS = 6
 
 Finding = Literal["better", "worse", "no difference shown"]
 
@@ -39,12 +43,17 @@ def verdict(tests: Mapping[str, Any], method: str) -> str:
                    for other in ("real", *CONTROLS) if f"{method} - {other}" in test["differences"]}
         change = against.pop("real")
         said = {"better": "helped", "worse": "hurt", "no difference shown": "were not shown to help"}[finding(change)]
+        if finding(change) != "no difference shown" and test["patients"] < ENOUGH_PATIENTS:
+            said += f" on these {test['patients']} patients, too few to claim it of others"
         text = f"On {name}, {method} images {said}: AUROC {_signed(change)} against real images alone"
         if against:
             best = max(against, key=lambda other: test["arms"][other]["auroc"]["mean"])
             text += f"; against the best control ({best}) {_signed(against[best])}: {finding(against[best])}"
         if (alone := test["arms"]["real"]["auroc"]["mean"]) >= CEILING:
             text += f". With {alone:.3f} for real images alone there was nothing left to gain"
+        blind = max(test["trivial"], key=test["trivial"].__getitem__)
+        if test["trivial"][blind] >= alone - NEAR:
+            text += f". The {blind} alone reaches {test['trivial'][blind]:.3f}, so this says little about lesions"
         sentences.append(text + ".")
     return " ".join(sentences)
 
@@ -83,7 +92,9 @@ def _protocol(report: Mapping[str, Any]) -> list[str]:
 def _size(test: Mapping[str, Any]) -> str:
     text = (f"{test['patients']} real patients, {test['images']} pictures, {test['positive']} of them positive"
             + (f"; {test['left_out']} with too little lesion to be called either way were left out" if test["left_out"]
-               else "") + ". Intervals: 95 %, ")
+               else "") + ". Without a look at any lesion, " + " and ".join(
+                f"the {name} alone reaches an AUROC of {value:.3f}" for name, value in test["trivial"].items())
+            + ". Intervals: 95 %, ")
     if test["resampled"] == "blocks":
         return text + ("from blocks of neighbouring slices and seeds, **not from patients**: there are too few. They "
                        "say how certain the figure is for these patients and nothing about others.")

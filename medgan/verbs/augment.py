@@ -172,7 +172,8 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
 def _picture(work: Work, planned: Sequence[tuple[Case, Case]], placed: Sequence[Case],
              records: Sequence[Provenance]) -> None:
     """Before, mask and after of some new lesions, so that nobody trains on them unseen."""
-    if work.config.task != "lesion" or not records:
+    # Where images lie side by side in the root, a picture there would be taken for one of them.
+    if work.config.task != "lesion" or not records or work.dataset.layout == "images":
         return
     from medgan.reports.examples import lesion_examples
     from medgan.reports.sheets import save
