@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import medgan
-from medgan.imaging.acquisition import Profile, simulate
+from medgan.imaging.acquisition import simulate
 from medgan.imaging.intensity import foreground
+from medgan.imaging.slices import Profile
 from medgan.imaging.volume import Volume
 
 FACTOR = 3

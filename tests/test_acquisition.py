@@ -12,8 +12,10 @@ from scipy import ndimage
 
 from medgan.datasets.phantoms import phantom
 from medgan.errors import Refused
-from medgan.imaging.acquisition import PROFILES, Acquisition, acquisitions, restore, simulate, slice_profile
+from medgan.imaging.acquisition import simulate
 from medgan.imaging.refine import refine
+from medgan.imaging.restoration import acquisitions, restore
+from medgan.imaging.slices import PROFILES, Acquisition, slice_profile
 from medgan.imaging.volume import Volume
 
 AFFINE = np.array([[0.0, -0.9, 0.0, 12.0], [0.8, 0.0, 0.1, -30.0], [0.0, 0.05, 1.1, 7.5], [0.0, 0.0, 0.0, 1.0]])

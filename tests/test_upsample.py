@@ -21,10 +21,12 @@ import medgan
 from medgan.config import Config
 from medgan.datasets.phantoms import phantom
 from medgan.errors import Refused
-from medgan.imaging.acquisition import Profile, acquisitions, simulate
+from medgan.imaging.acquisition import simulate
 from medgan.imaging.dicom_write import write_synthetic
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import refine
+from medgan.imaging.restoration import acquisitions
+from medgan.imaging.slices import Profile
 from medgan.imaging.volume import Volume
 from medgan.learning import checkpoints
 from medgan.learning.sharpening import Sharpener

@@ -11,7 +11,7 @@ import torch
 from medgan.config import Config
 from medgan.datasets.phantoms import phantom
 from medgan.errors import Refused
-from medgan.imaging.acquisition import Acquisition, along
+from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 from medgan.learning import checkpoints
 from medgan.learning.loop import State, train

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgan.config import Intensity
-from medgan.imaging.acquisition import Acquisition, along, in_order
 from medgan.imaging.convert import cast
 from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.restoration import in_order
+from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 
 #: Output voxels worked on at once; each takes about 20 bytes on the way.

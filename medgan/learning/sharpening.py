@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from medgan.config import Config
 from medgan.errors import Refused
-from medgan.imaging.acquisition import Acquisition
 from medgan.imaging.intensity import IntensityMap
+from medgan.imaging.slices import Acquisition
 from medgan.learning.checkpoints import load_weights, open_run
 from medgan.learning.loop import pick_device, pick_precision
 from medgan.learning.tasks.upscale import BLOCKS, UpscaleGenerator, UpscaleTask

@@ -12,12 +12,13 @@ import numpy as np
 
 from medgan.errors import Refused
 from medgan.imaging import files
-from medgan.imaging.acquisition import FACTORS, PROFILES, Acquisition, Profile, acquisitions, wanted_factors
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.geometry import zoomed_affine
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import refine
+from medgan.imaging.restoration import acquisitions, wanted_factors
+from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile
 from medgan.imaging.volume import Volume
 from medgan.verbs.progress import Progress, Report, silent
 

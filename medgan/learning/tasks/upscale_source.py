@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
-from medgan.imaging.acquisition import PROFILES, Acquisition, Profile
 from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.slices import PROFILES, Acquisition, Profile
 from medgan.imaging.volume import Volume
 from medgan.learning.task import Batch
 
