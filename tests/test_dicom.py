@@ -29,6 +29,7 @@ from pydicom.uid import (
 from medgan.errors import Refused
 from medgan.imaging import dicom, dicom_file, dicom_pixels
 from medgan.imaging.dicom import find_series, is_dicom, load_series, read_series, template
+from medgan.imaging.geometry import reorient, resample, resample_to
 from medgan.imaging.volume import Volume
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -738,6 +739,94 @@ def test_header_values_never_reach_a_message(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         read_series(tmp_path)
     assert "CANARY" not in str(caught.value)
+
+
+# --- slice thickness ------------------------------------------------------------------------------------------------
+
+def _thicknesses(*given: Any) -> list[Any]:
+    items = make_series()
+    for item, thickness in zip(items, given, strict=True):
+        del item.SliceThickness
+        if thickness is not None:
+            item.add_new("SliceThickness", "DS", thickness)
+    return items
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ((2.5,) * 5, 2.5),
+    ((4.0,) * 5, 4.0),  # overlapping slices
+    ((1,) * 5, 1.0),  # gaps
+    ((3.0, 3.0001, 3.0, 2.9999, 3.0), 3.0),  # rounding
+    ((None,) * 5, None),
+    ((2.5, 2.5, None, 2.5, 2.5), None),
+    ((2.5, 2.5, 2.5, 2.5, 3.0), None),
+    ((0,) * 5, None),
+    ((-2.5,) * 5, None),
+    (("",) * 5, None),
+    (([2.5, 2.5],) * 5, None),
+])
+def test_slice_thickness_is_told_where_all_slices_agree(tmp_path: Path, given: Any, expected: float | None) -> None:
+    volume = one(save(_thicknesses(*given), tmp_path))
+    assert volume.slice_thickness_mm == expected
+    assert volume.spacing_mm[2] == pytest.approx(2.5)  # from the positions, whatever the thickness
+
+
+@pytest.mark.parametrize("word", [b"oops", b"nan ", b"inf "])
+def test_slice_thickness_that_is_no_number_is_not_told(tmp_path: Path, word: bytes) -> None:
+    folder = save(_thicknesses(*(2.25,) * 5), tmp_path)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert content.count(b"2.25") == 1
+        path.write_bytes(content.replace(b"2.25", word))
+    assert one(folder).slice_thickness_mm is None
+
+
+def test_infinite_slice_thickness_is_not_told(tmp_path: Path) -> None:
+    items = _thicknesses(*(None,) * 5)
+    for item in items:
+        item.add_new("SliceThickness", "FD", float("inf"))  # as text pydicom takes it for no number
+    assert one(save(items, tmp_path)).slice_thickness_mm is None
+
+
+@pytest.mark.parametrize(("shared", "own", "expected"), [
+    (2.0, None, 2.0), (None, None, None), (None, (3.0,) * 5, 3.0), (None, (3.0, 3.0, 2.0, 3.0, 3.0), None),
+])
+def test_enhanced_slice_thickness_comes_from_the_pixel_measures(
+    tmp_path: Path, shared: float | None, own: Any, expected: float | None,
+) -> None:
+    item = enhanced([3, 0, 4, 1, 2])
+    item.SliceThickness = 7.0  # not the place for it in such a file
+    measures = item.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    del measures.SliceThickness
+    if shared is not None:
+        measures.SliceThickness = shared
+    if own is not None:
+        for group, thickness in zip(item.PerFrameFunctionalGroupsSequence, own, strict=True):
+            group.PixelMeasuresSequence = [Dataset()]
+            group.PixelMeasuresSequence[0].PixelSpacing = [1.5, 0.75]
+            group.PixelMeasuresSequence[0].SliceThickness = thickness
+    assert one(save([item], tmp_path) / "001.dcm").slice_thickness_mm == expected
+
+
+def test_a_single_slice_and_a_radiograph_have_no_third_axis_to_be_thick_along(tmp_path: Path) -> None:
+    assert one(save(make_series()[:1], tmp_path / "slice")).slice_thickness_mm is None
+    assert one(save([radiograph(SliceThickness=2.5)], tmp_path / "xray")).slice_thickness_mm is None
+
+
+def test_slice_thickness_stays_with_the_third_axis(tmp_path: Path) -> None:
+    volume = one(save(make_series(), tmp_path))
+    assert volume.orientation == "LPS" and volume.slice_thickness_mm == 2.5
+    kept = [reorient(volume), reorient(volume, "PLI"), volume.with_array(volume.array * 2)]
+    assert [v.slice_thickness_mm for v in kept] == [2.5] * 3
+    lost = [reorient(volume, "SPL"), reorient(volume, "RSA"), resample(volume, (1.5, 1.5, 1.5)),
+            resample_to(volume, volume.affine @ np.diag([1, 1, 2, 1]), (COLUMNS, ROWS, 3), order=1)]
+    assert [v.slice_thickness_mm for v in lost] == [None] * 4
+
+
+def test_real_slice_thickness_is_not_the_spacing() -> None:
+    volume = one(_needs(SHARED / "data" / "ct-dicom" / "lungfcp"))
+    assert volume.slice_thickness_mm == 2.0  # slices overlap
+    assert volume.spacing_mm[2] == pytest.approx(1.0)
 
 
 # --- real and odd files ---------------------------------------------------------------------------------------------

@@ -11,15 +11,17 @@ import torch
 from medgan.config import Config
 from medgan.datasets.phantoms import phantom
 from medgan.errors import Refused
+from medgan.imaging.intensity import IntensityMap
+from medgan.imaging.refine import Pass
 from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 from medgan.learning import checkpoints
 from medgan.learning.loop import State, train
-from medgan.learning.sharpening import REACH, Sharpener
+from medgan.learning.sharpening import Sharpener
 from medgan.learning.task import Batch
 from medgan.learning.tasks import TASKS
 from medgan.learning.tasks.upscale import UpscaleTask
-from medgan.learning.tasks.upscale_source import CONDITION, UpscaleSource
+from medgan.learning.tasks.upscale_source import CONDITION, EQUIVALENT, Plan, UpscaleSource
 
 QUICK = {"network.width": 8, "training.batch": 8, "data.crop": 24, "training.rate": 3e-3, "training.beta1": 0.9,
          "training.images": 320, "training.precision": "fp32", "device": "cpu", "loss.adversarial": 0}
@@ -45,6 +47,10 @@ def test_batches_are_a_pure_function_of_the_step(head: Volume, dims: int) -> Non
         assert thick.shape[:2] == (8, planes) and thick.ndim == 2 + dims
         assert base.shape == batch["truth"].shape == (8, 1, batch["position"].shape[1], *thick.shape[3:])
         assert batch["condition"].shape == (8, CONDITION)
+        rows = batch["position"].shape[1]
+        assert batch["matrix"].shape == (8, thick.shape[2], rows) and batch["back"].shape == (8, rows, thick.shape[2])
+        judged = UpscaleTask.judged(base, batch).shape[2]
+        assert int(batch["inside"][0].sum()) == judged < rows
         assert all(tensor.isfinite().all() and len(tensor) == 8 for tensor in batch.values())
     assert not torch.equal(source.batch(0)["truth"], source.batch(1)["truth"])
 
@@ -76,7 +82,8 @@ def test_the_generator_starts_as_the_linear_method(head: Volume, dims: int) -> N
     config = settings(dims)
     source = UpscaleSource.from_volumes([head], config)
     batch = source.batch(0)
-    assert torch.equal(UpscaleTask(config, source.interface).draw(batch), batch["base"])
+    task = UpscaleTask(config, source.interface)
+    torch.testing.assert_close(task.draw(batch), task.judged(batch["base"], batch), rtol=0, atol=1e-6)
 
 
 def test_the_tail_can_be_read_anywhere() -> None:
@@ -96,10 +103,11 @@ def test_the_reach_is_as_far_as_said(dims: int) -> None:
     generator = UpscaleTask(settings(dims), {}).generator
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    length = 2 * REACH + 5
+    reach = generator.reach
+    length = 2 * reach + 5
     thick = torch.zeros(1, generator.planes, *[length] * 2, *[4] * (dims - 2))
     touched = thick.clone()
-    touched[:, :, REACH + 2, REACH + 2] += 100
+    touched[:, :, reach + 2, reach + 2] += 100
     position = torch.arange(length) + 0.5
     with torch.no_grad():
         told = torch.zeros(1, CONDITION)
@@ -160,14 +168,62 @@ def test_a_run_sharpens_in_blocks_of_any_size(head: Volume, dims: int, tmp_path:
     sharpener = Sharpener.open(run.path, "cpu")
     scan = Acquisition(14, 3.0)
     thick = along(Acquisition(14, 4.0, fine=56).matrix, head.array, 3)
+    step = Pass(2, scan, (1.6, 1.6, 6.4), slice(0, 14), slice(0, 42))
     results = []
     for voxels in (10**9, 14 * 20 * (20 if dims == 3 else 1)):
         monkeypatch.setattr("medgan.learning.sharpening.VOXELS", {dims: voxels})
-        linear = np.zeros((1, 64, 72, 42), np.float32)
-        sharpener.add(linear, thick, source.scans[0].maps, 2, scan, scan.positions, (1.6, 1.6, 6.4))
+        linear = np.zeros((64, 72, 42), np.float32)
+        sharpener.add(linear, thick[0], source.scans[0].maps[0], step)
         results.append(linear)
     assert results[0].std() > 1
     assert np.abs(results[0] - results[1]).max() < 1e-2 * np.abs(results[0]).max()  # bfloat16 where the CPU has it
+
+
+def test_the_last_step_agrees_with_the_slices_where_they_are_trusted(head: Volume) -> None:
+    config = settings()
+    task = UpscaleTask(config, {})
+    batch = UpscaleSource.from_volumes([head], config).batch(1)
+    batch["inside"][:] = 1
+    slices = batch["thick"][:, 1]
+
+    def disagreement() -> float:
+        with torch.no_grad():
+            return float((batch["matrix"] @ task.draw(batch)[:, 0] - slices).square().mean().sqrt())
+
+    before = disagreement()
+    torch.nn.init.constant_(task.generator.trust.bias, 1.0)
+    assert disagreement() < 0.5 * before
+    torch.nn.init.constant_(task.generator.trust.bias, 0.5)
+    assert 0.5 * disagreement() < before < 2.5 * disagreement()
+
+
+def test_what_is_told_is_the_truth_or_marked_as_a_guess(head: Volume) -> None:
+    """Certain takes name the profile they were taken with; the others a width that is off by about what was meant."""
+    rng = np.random.default_rng(0)
+    plan = Plan(3.0, 1.0, 3.0, 20, 24, 2)
+    takes = [plan.take(rng) for _ in range(400)]
+    sure = [take for take in takes if take.told.certain]
+    assert 0.5 < len(sure) / len(takes) < 0.8
+    assert all((t.told.profile, t.told.thickness) == (t.true.profile, t.true.thickness) for t in sure)
+    off = [np.log(t.told.thickness * EQUIVALENT[t.told.profile] / t.true.thickness / EQUIVALENT[t.true.profile])
+           for t in takes if not t.told.certain]
+    assert 0.08 < np.std(off) < 0.25 and abs(np.mean(off)) < 0.1
+
+
+def test_nothing_is_drawn_in_the_background(head: Volume) -> None:
+    sharpener = Sharpener.open(None, "cpu")
+    scan = Acquisition(14, 3.0)
+    thick = np.full((90, 40, 14), -1.0, np.float32)
+    thick[:10, :10] = np.random.default_rng(0).uniform(-1, 1, (10, 10, 14))
+    linear = along(scan.inverse, thick, 2)
+    before = linear.copy()
+    step = Pass(2, scan, (1.0, 1.0, 3.0), slice(0, 14), slice(0, 42))
+    spread = sharpener.add(linear, thick, IntensityMap((-1.0, 1.0), (-1.0, 1.0)), step, spread=True)
+    reach = sharpener.generator.reach
+    assert spread is not None and spread[:10, :10].max() > 0.01
+    assert np.abs(linear - before)[:10, :10].max() > 0.01
+    np.testing.assert_allclose(linear[10 + reach :], before[10 + reach :], atol=1e-5)
+    assert spread[10 + reach :].max() == 0
 
 
 def test_runs_of_other_tasks_are_refused(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def _load(stacks: list[Stack], max_bytes: int | None) -> list[Volume]:
         array, notes = load_frames(stack.frames, stack.source)
         array = array[None, ..., 0] if stack.dims == 2 else array[None]
         volumes.append(Volume(array, stack.affine, _MODALITIES.get(stack.frames[0].instance.modality), stack.source,
-                              (*stack.notes, *notes)))
+                              (*stack.notes, *notes), stack.slice_thickness_mm))
     return volumes
 
 

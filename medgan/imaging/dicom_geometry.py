@@ -27,7 +27,8 @@ SAME_POSITION_MM = 1e-3
 UNIT_TOLERANCE = 1e-2
 #: Scalar product of row and column cosines.
 ORTHOGONAL_TOLERANCE = 2e-3
-#: Difference of direction cosines, and relative difference of pixel spacing, between slices of one series.
+#: Difference of direction cosines, and relative difference of pixel spacing and of thickness, between slices of one
+#: series.
 SAME_GEOMETRY_TOLERANCE = 1e-3
 #: Relative difference between the nominal and the real slice spacing that is worth a note.
 NOMINAL_TOLERANCE = 0.01
@@ -89,6 +90,16 @@ class Stack:
         """Columns, rows and number of frames."""
         first = self.frames[0].instance
         return first.columns, first.rows, len(self.frames)
+
+    @property
+    def slice_thickness_mm(self) -> float | None:
+        """What all frames of a volume say of their thickness, in mm; None where they do not agree or one is silent."""
+        first = self.frames[0].thickness
+        if self.dims == 2 or first is None:
+            return None
+        alike = all(frame.thickness is not None and abs(frame.thickness / first - 1) <= SAME_GEOMETRY_TOLERANCE
+                    for frame in self.frames)
+        return first if alike else None
 
 
 def arrange(series: Series) -> list[Stack]:

@@ -72,7 +72,10 @@ def reorient(volume: Volume, codes: str = "RAS") -> Volume:
 
 
 def rearranged(volume: Volume, order: Sequence[int], flips: Sequence[bool]) -> Volume:
-    """Takes the spatial axes in `order` and then flips those marked in `flips`; the affine follows."""
+    """Takes the spatial axes in `order` and then flips those marked in `flips`; the affine follows.
+
+    A slice thickness is kept where the third axis stays the third.
+    """
     array = volume.array.transpose(0, *(axis + 1 for axis in order))
     affine = volume.affine.copy()
     affine[:, : volume.dims] = volume.affine[:, list(order)]
@@ -83,7 +86,8 @@ def rearranged(volume: Volume, order: Sequence[int], flips: Sequence[bool]) -> V
             affine[:3, axis] *= -1
     if any(flips):
         array = np.ascontiguousarray(array)  # torch takes no negative strides
-    return replace(volume, array=array, affine=affine)
+    thickness = volume.slice_thickness_mm if list(order[2:]) == [2] else None
+    return replace(volume, array=array, affine=affine, slice_thickness_mm=thickness)
 
 
 def corners(affine: Affine, shape: Sequence[int]) -> Affine:
@@ -194,7 +198,7 @@ def resample(
     if shape is None:
         shape = [max(1, round(n * f)) for n, f in zip(volume.shape, factors, strict=True)]
     array = _interpolated(volume.array, 1.0 / factors, (1.0 / factors - 1.0) / 2.0, shape, order)
-    return replace(volume, array=array, affine=zoomed_affine(volume.affine, factors.tolist()))
+    return replace(volume, array=array, affine=zoomed_affine(volume.affine, factors.tolist()), slice_thickness_mm=None)
 
 
 def resample_to(
@@ -223,7 +227,7 @@ def resample_to(
     array = _interpolated(volume.array, matrix, offset, shape, order)
     if outside is not None:
         array[:, ~_inside(to_index[:n, :n], offset, shape, volume.shape)] = outside
-    return replace(volume, array=array, affine=np.asarray(affine, dtype=np.float64))
+    return replace(volume, array=array, affine=np.asarray(affine, dtype=np.float64), slice_thickness_mm=None)
 
 
 def _inside(matrix: NDArray[Any], offset: NDArray[Any], shape: Sequence[int], field: Sequence[int]) -> NDArray[Any]:

@@ -33,6 +33,10 @@ class IntensityMap:
             if len(values) != len(self.raw) or len(values) < 2 or np.any(np.diff(values) <= 0):
                 raise ValueError(f"knots must rise strictly: {values}")
 
+    def straight(self) -> IntensityMap:
+        """A map that is linear between the outermost knots."""
+        return IntensityMap((self.raw[0], self.raw[-1]), (self.mapped[0], self.mapped[-1]))
+
     def forward(self, array: NDArray[Any], dtype: DTypeLike = np.float64) -> NDArray[Any]:
         """Raw to network values; what lies outside the knots is clipped to the outermost ones."""
         return np.asarray(np.interp(array, self.raw, self.mapped), dtype=dtype)

@@ -3,32 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medgan.config import Intensity
 from medgan.imaging.convert import cast
-from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.intensity import IntensityMap
 from medgan.imaging.restoration import in_order
 from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 
 #: Output voxels worked on at once; each takes about 20 bytes on the way.
 SLAB_VOXELS = 24_000_000
-#: Voxels beyond a slab that take part in its computation: farther ones change it by less than rounding does.
-HALO = 16
+#: Voxels beyond a slab that take part in the computation of each axis: farther ones change it by less than rounding.
+HALO = 20
 #: A lowest value that more than this part of the voxels share is a floor (air, padding): nothing can be below it.
 FLOOR_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The refinement of one slab along one axis.
+
+    Args:
+        axis: The spatial axis, 0 to 2.
+        scan: How the whole axis was acquired, with the channel's noise.
+        spacing_mm: Spacing before.
+        seen: The slices in the slab.
+        made: The fine voxels they give.
+    """
+
+    axis: int
+    scan: Acquisition
+    spacing_mm: tuple[float, ...]
+    seen: slice
+    made: slice
+
+    @property
+    def inverse(self) -> NDArray[np.float64]:
+        """The part of the acquisition's inverse, (N, M)."""
+        return _rows_to_one(self.scan.inverse[self.made, self.seen])
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """The part of the acquisition's matrix, (M, N); right where nothing beyond the slab is missed."""
+        return _rows_to_one(self.scan.matrix[self.seen, self.made])
+
+    @property
+    def back(self) -> NDArray[np.float64]:
+        """The part of the way back from a difference of slices to one of fine voxels, (N, M)."""
+        part: NDArray[np.float64] = self.scan.back[self.made, self.seen]
+        return part
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Centres of the fine voxels, (N,), in slice spacings from the outer edge of the first slice seen."""
+        return np.asarray(self.scan.positions[self.made] - self.seen.start)
 
 
 class Sharpen(Protocol):
     """Adds detail to a linear reconstruction in place; see `medgan.learning.sharpening.Sharpener.add`."""
 
-    def __call__(self, linear: NDArray[np.float32], thick: NDArray[np.float32], maps: Sequence[IntensityMap],
-                 axis: int, scan: Acquisition, position: NDArray[np.float64], spacing_mm: Sequence[float]) -> None: ...
+    def __call__(self, linear: NDArray[np.float32], thick: NDArray[np.float32], mapping: IntensityMap, step: Pass, *,
+                 spread: bool) -> NDArray[np.float32] | None: ...
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What `refine` gives.
+
+    Args:
+        array: (C, X', Y', Z') of the volume's dtype.
+        consistency: Root mean square difference between the input and the result acquired again (before rounding),
+            over the input's intensity range, for each channel.
+        deviation: (C, X', Y', Z') float32, what was added to the linear reconstruction, in the volume's units; None
+            where it was not asked for.
+        spread: (C, X', Y', Z') float32, how far the drawings differ between orientations and flips: their standard
+            deviation, in the volume's units; None where it was not asked for.
+    """
+
+    array: NDArray[Any]
+    consistency: tuple[float, ...]
+    deviation: NDArray[np.float32] | None = None
+    spread: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +100,10 @@ class _Slab:
 
 
 def refine(
-    volume: Volume, scans: Sequence[Acquisition], *, sharpen: Sharpen | None = None,
-    maps: Sequence[IntensityMap] | None = None, slab_voxels: int = SLAB_VOXELS,
+    volume: Volume, scans: Sequence[Acquisition], maps: Sequence[IntensityMap], *, sharpen: Sharpen | None = None,
+    noises: Sequence[float] | None = None, maps_wanted: bool = False, slab_voxels: int = SLAB_VOXELS,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[NDArray[Any], float]:
+) -> Refined:
     """Inverts the acquisition of each axis, the coarsest first.
 
     Where many voxels share the lowest value, the result does not undershoot it.
@@ -52,40 +111,49 @@ def refine(
     Args:
         volume: (C, X, Y, Z).
         scans: The acquisition of each axis; a factor of 1 leaves it alone.
+        maps: The intensity range of each channel; `sharpen` gets it too.
         sharpen: What to add to the linear reconstruction of each axis.
-        maps: What `sharpen` gets, one for each channel; by default the foreground's percentiles.
+        noises: Each channel's noise instead of that of `scans`, over half the intensity range.
+        maps_wanted: Whether to give the deviation and the spread.
         slab_voxels: How many output voxels are worked on at once; changes the result by less than 1e-3 of its range.
         progress: Told slabs done and in all.
-
-    Returns:
-        (C, X', Y', Z') of the volume's dtype, and the consistency: the root mean square difference between the
-        input and the result acquired again (before rounding), over the input's intensity range.
     """
     dtype = volume.array.dtype
-    spans = intensity_maps(volume.array, Intensity())
-    floors = [_floor(channel) for channel in volume.array]
-    maps = maps or spans
     output = np.empty((volume.channels, *(scan.fine for scan in scans)), dtype=dtype)
+    extra = [np.zeros(output.shape, dtype=np.float32) if maps_wanted else None for _ in range(2)]
     axis = max(range(3), key=lambda a: (scans[a].factor == 1, volume.shape[a]))
-    slabs = list(_slabs(scans[axis], output.size // volume.channels, slab_voxels, alone=sharpen is None))
-    squares = 0.0
-    for number, slab in enumerate(slabs):
-        for channel in range(volume.channels):
-            seen = (slice(channel, channel + 1), *(slab.seen if a == axis else slice(None) for a in range(3)))
-            thick = volume.array[seen].astype(np.float32)
-            fine = _refined(thick, scans, volume.spacing_mm, axis, slab, sharpen, maps[channel : channel + 1])
-            again = _acquired(fine, scans, axis, slab)
-            inner = slice(slab.kept.start - slab.made.start, slab.kept.stop - slab.made.start)
-            center = _coarse(scans[axis], slab)
-            part = (slice(None),) * (axis + 1) + (center,)
-            span = spans[channel].raw[-1] - spans[channel].raw[0]
-            squares += float(np.square((again[part] - thick[part]) / span, dtype=np.float32).sum(dtype=np.float64))
-            kept = np.maximum(fine[(slice(None),) * (axis + 1) + (inner,)], np.float32(floors[channel]))
-            output[(slice(channel, channel + 1), *(slab.kept if a == axis else slice(None) for a in range(3)))] = (
-                cast(kept, dtype))
-        if progress:
-            progress(number + 1, len(slabs))
-    return output, float(np.sqrt(squares / volume.array.size))
+    passes = sum(scan.factor > 1 for scan in scans)
+    halo = HALO * passes if sharpen or scans[axis].factor > 1 else 0
+    slabs = list(_slabs(scans[axis], output.size // volume.channels, slab_voxels, halo))
+    squares = np.zeros(volume.channels)
+    for channel, mapping in enumerate(maps):
+        floor = _floor(volume.array[channel])
+        noisy = scans if noises is None else [replace(scan, noise=noises[channel]) for scan in scans]
+        for number, slab in enumerate(slabs):
+            thick = volume.array[channel][_at(axis, slab.seen)].astype(np.float32)
+            steps = list(_steps(noisy, volume.spacing_mm, axis, slab))
+            fine, linear, spread = _refined(thick, steps, sharpen, mapping, maps_wanted)
+            inner = _at(axis, slice(slab.kept.start - slab.made.start, slab.kept.stop - slab.made.start))
+            place = (channel, *_at(axis, slab.kept))
+            again = _acquired(fine, steps)
+            part = _at(axis, _coarse(scans[axis], slab))
+            squares[channel] += float(np.square(again[part] - thick[part]).sum(dtype=np.float64))
+            np.maximum(fine, np.float32(floor), out=fine)
+            output[place] = cast(fine[inner], dtype)
+            for target, values in zip(extra, (fine - linear if linear is not None else None, spread), strict=True):
+                if target is not None and values is not None:
+                    target[place] = values[inner]
+            if progress:
+                progress(channel * len(slabs) + number + 1, len(slabs) * volume.channels)
+    spans = np.array([mapping.raw[-1] - mapping.raw[0] for mapping in maps])
+    consistency = np.sqrt(squares / volume.array[0].size) / spans
+    return Refined(output, tuple(float(c) for c in consistency), *extra)
+
+
+def _at(axis: int, part: slice) -> tuple[slice, slice, slice]:
+    """An index that cuts one of three axes."""
+    whole = slice(None)
+    return (part if axis == 0 else whole, part if axis == 1 else whole, part if axis == 2 else whole)
 
 
 def _floor(channel: NDArray[Any]) -> float:
@@ -95,9 +163,8 @@ def _floor(channel: NDArray[Any]) -> float:
     return float(lowest) if shared > FLOOR_SHARE * channel.size else -np.inf
 
 
-def _slabs(scan: Acquisition, voxels: int, most: int, *, alone: bool) -> Iterator[_Slab]:
-    """Cuts the slab axis; `alone` where nothing but the axis' own inverse looks beyond a slab."""
-    halo = 0 if alone and scan.factor == 1 else HALO
+def _slabs(scan: Acquisition, voxels: int, most: int, halo: int) -> Iterator[_Slab]:
+    """Cuts the slab axis; each slab sees `halo` more slices on either side."""
     count = -(-voxels // most)
     length = max(1, halo, -(-scan.slices // count))
     for start in range(0, scan.slices, length):
@@ -119,28 +186,37 @@ def _coarse(scan: Acquisition, slab: _Slab) -> slice:
     return slice(max(0, int(centres[0]) - slab.seen.start), min(int(centres[1]) + 1, scan.slices) - slab.seen.start)
 
 
-def _refined(array: NDArray[np.float32], scans: Sequence[Acquisition], spacing_mm: Sequence[float], cut: int,
-             slab: _Slab, sharpen: Sharpen | None, maps: Sequence[IntensityMap]) -> NDArray[np.float32]:
+def _steps(scans: Sequence[Acquisition], spacing_mm: Sequence[float], cut: int, slab: _Slab) -> Iterator[Pass]:
+    """What is to be done to a slab, the coarsest axis first."""
     spacing = list(spacing_mm)
     for axis, scan in in_order(scans, spacing_mm):
-        matrix, position = scan.inverse, scan.positions
-        if axis == cut:
-            matrix = _rows_to_one(matrix[slab.made, slab.seen])
-            position = position[slab.made] - slab.seen.start
-        linear = along(matrix, array, axis + 1)
-        if sharpen is not None:
-            sharpen(linear, array, maps, axis, scan, position, spacing)
-        array = linear
+        whole = slice(0, scan.slices), slice(0, scan.fine)
+        yield Pass(axis, scan, tuple(spacing), *((slab.seen, slab.made) if axis == cut else whole))
         spacing[axis] /= scan.factor
-    return array
 
 
-def _acquired(array: NDArray[np.float32], scans: Sequence[Acquisition], cut: int, slab: _Slab) -> NDArray[np.float32]:
+def _refined(array: NDArray[np.float32], steps: Sequence[Pass], sharpen: Sharpen | None, mapping: IntensityMap,
+             maps_wanted: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """A slab refined, the same by the linear way alone, and the spread."""
+    plain = array if maps_wanted else None
+    spread: NDArray[np.float32] | None = None
+    for step in steps:
+        thick, array = array, along(step.inverse, array, step.axis)
+        plain = along(step.inverse, plain, step.axis) if plain is not None else None
+        if sharpen is not None:
+            differing = sharpen(array, thick, mapping, step, spread=maps_wanted)
+            if differing is not None:
+                # What earlier axes left uncertain stays so: each fine voxel has its slice's share of it.
+                before = None if spread is None else np.take(
+                    spread, np.floor(step.positions).astype(int), step.axis, mode="clip")
+                spread = differing if before is None else np.hypot(before, differing)
+    return array if steps else array.copy(), plain, spread
+
+
+def _acquired(array: NDArray[np.float32], steps: Sequence[Pass]) -> NDArray[np.float32]:
     """The slab acquired again; right in its middle, where nothing beyond it is missed."""
-    for axis, scan in enumerate(scans):
-        if scan.factor > 1:
-            matrix = _rows_to_one(scan.matrix[slab.seen, slab.made]) if axis == cut else scan.matrix
-            array = along(matrix, array, axis + 1)
+    for step in steps:
+        array = along(step.matrix, array, step.axis)
     return array
 
 

@@ -31,7 +31,7 @@ def restore(
         profile: The slice profile's shape.
         thickness_mm: Full width at half maximum along the coarsest axis; the other axes' is always their spacing,
             and so is its own by default.
-        noise: Standard deviation of the noise, relative to that of the image's foreground; more gives smoother
+        noise: Standard deviation of the noise over half the foreground's intensity range; more gives smoother
             results.
 
     Returns:

@@ -26,6 +26,8 @@ class Volume:
         modality: `ct`, `mr`, `xray`, `us` or None where the file does not say.
         source: The file or folder it was read from.
         notes: What was odd about the input and taken all the same.
+        slice_thickness_mm: Full width of a slice along the third axis as the file says; None where it does not.
+            Whatever resamples or permutes the third axis sets it to None.
 
     Raises:
         Refused: `DIM_UNSUPPORTED`, `GEOM_BAD_AFFINE` or `GEOM_SINGULAR_AFFINE`.
@@ -36,6 +38,7 @@ class Volume:
     modality: Modality | None = None
     source: Path | None = None
     notes: tuple[Note, ...] = ()
+    slice_thickness_mm: float | None = None
 
     def __post_init__(self) -> None:
         where = self.source or "array"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from medgan.config import Intensity
 from medgan.errors import Refused
 from medgan.imaging import files
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
 from medgan.imaging.convert import is_bare, to_volume
+from medgan.imaging.estimation import estimate_noise, estimate_profile
 from medgan.imaging.geometry import zoomed_affine
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import refine
@@ -46,9 +49,21 @@ class UpsampleReport:
         spacing_mm: The new spacing.
         profile: The slice profile that was assumed.
         thickness_mm: Its full width at half maximum along each axis, in mm.
+        profile_from: Where the profile comes from: `told` by the caller, the DICOM `header`, `estimated` from the
+            scan, or `assumed` because none of these was possible.
+        confidence: How sure the estimate is, 0 to 1 (see `medgan.imaging.estimation`); None where nothing was
+            estimated.
+        noise: Estimated standard deviation of each channel's noise, over its intensity range (0.1 to 99.9 percentile
+            of the foreground).
         consistency: How far the result, acquired again with that profile, is from the input: root mean square over
-            the input's intensity range (0.1 to 99.9 percentile of the foreground).
+            the input's intensity range, the worst channel's. About the noise is as it should be.
+        adapted: What adapting to the scan gained on slices held back, in dB of PSNR; None where it was not asked for
+            or not possible, and 0 where it did not help and the model was left as it is.
         warnings: What the reader of the result should know.
+        deviation: (C, X, Y, Z) float32 on the new grid: what the network added to the linear result, in the scan's
+            unit. None for the linear method.
+        spread: (C, X, Y, Z) float32: standard deviation of what the network draws over orientations and flips, in the
+            scan's unit. None for the linear method.
     """
 
     method: Method
@@ -57,15 +72,27 @@ class UpsampleReport:
     spacing_mm: tuple[float, ...]
     profile: Profile
     thickness_mm: tuple[float, ...]
+    profile_from: Literal["told", "header", "estimated", "assumed"]
+    confidence: float | None
+    noise: tuple[float, ...]
     consistency: float
+    adapted: float | None
     warnings: tuple[str, ...]
+    deviation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    spread: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    def scalars(self) -> dict[str, Any]:
+        """Everything but the maps, as plain JSON values."""
+        return {each.name: getattr(self, each.name) for each in fields(self)
+                if each.name not in ("deviation", "spread")}
 
 
 def upsample(
     volume: Any, *, spacing: Sequence[float] | float | None = None, factor: Sequence[float] | float | None = None,
     profile: Profile | Literal["auto"] = "auto", thickness: float | None = None, method: Method = "network",
-    model: str | Path | None = None, device: str = "auto", seed: int = 0, report: bool = False,
-    input_spacing: Sequence[float] | None = None, progress: Report = silent,
+    adapt: bool = False, sharpness: float = 0.0, labels: Any = None, model: str | Path | None = None,
+    device: str = "auto", seed: int = 0, report: bool = False, input_spacing: Sequence[float] | None = None,
+    progress: Report = silent,
 ) -> Any:
     """Makes the voxels of a scan smaller, with the detail that thick slices lost put back as far as can be known.
 
@@ -81,27 +108,33 @@ def upsample(
         factor: How many times finer, 1 to 8, one number for each axis or one for all; instead of `spacing`. With
             neither, a volume whose spacings differ by more than a factor of 1.2 becomes isotropic at its finest
             spacing (no axis more than 8 times finer), and any other twice as fine.
-        profile: The slice profile: `gaussian`, `rect` or `sinc`. `auto` means a Gaussian.
-        thickness: Full width at half maximum of the profile along the coarsest refined axis, in mm; by default the
-            slice spacing, as it always is along the other axes.
+        profile: The slice profile: `gaussian`, `rect` or `sinc`. `auto` estimates it from the scan, whose in-plane
+            directions show how sharp the slice direction would be; where that is not possible it means a Gaussian.
+        thickness: Full width at half maximum of the profile along the coarsest refined axis, in mm. By default what
+            a DICOM header says or what is estimated, or else the slice spacing, as it always is along the other axes.
         method: `network`, or `linear` for the deconvolution alone, which needs no torch. Where the model does not
             cover the case, the linear method is used and a warning says so.
+        adapt: Whether to train the model on the scan's own in-plane detail first (about a minute); it is left as
+            it was where that does not help on slices held back.
+        sharpness: 0 to 1: from the truest result to the sharpest look. More looks better and is less true.
+        labels: A label map on the grid of `volume`, of any of the same kinds; it is refined class by class.
         model: A run folder of the task upscale; by default the model that ships with medgan.
         device: `auto`, `cpu` or `cuda`.
-        seed: Taken for the sake of uniformity; nothing here is random.
-        report: Also return an `UpsampleReport`.
+        seed: Of the adaptation; nothing else here is random.
+        report: Also return an `UpsampleReport`. Its maps take the network twice as long.
         input_spacing: Voxel spacing of a bare array or tensor, in mm, where `spacing` says what is wanted.
         progress: Told of each slab.
 
     Returns:
-        The same kind of image as came in (a `Volume` for a path); with `report`, a pair of it and the report.
-        Without it, the report's warnings are given as Python warnings.
+        The same kind of image as came in (a `Volume` for a path); with `labels` or `report`, a tuple of it, the
+        labels and the report, as far as they were asked for. Without a report, its warnings are given as Python
+        warnings.
 
     Raises:
         Refused: `DIM_UNSUPPORTED`, `SINGLE_SLICE`, `PIX_*`, `GEOM_*`, `FACTOR_RANGE`, `LIMIT`, `CFG_VALUE`, `RUN_*`,
             `CKPT_*`, or what is wrong with a file.
     """
-    _check_options(profile, method, model)
+    _check_options(profile, method, model, adapt, sharpness)
     if input_spacing is None and spacing is not None and is_bare(volume):
         own = np.atleast_1d(np.asarray(spacing, dtype=float))
         input_spacing, spacing = tuple(own if len(own) > 1 else np.repeat(own, min(3, volume.ndim))), None
@@ -113,46 +146,126 @@ def upsample(
         raise Refused(refused.code, refused.where, refused.why,
                       "Give its spacing=(x, y, z) in mm") from None
     factors, remarks = _factors(_checked(image), spacing, factor)
-    assumed: Profile = "gaussian" if profile == "auto" else profile
-    scans = acquisitions(image, factors, assumed, thickness)
+    sharpener = _opened(model, device, sharpness) if method == "network" else None
+    settings = sharpener.config.intensity if sharpener else Intensity()
+    maps = tuple(mapping.straight() for mapping in intensity_maps(image.array, settings))
+    noises = tuple(2 * estimate_noise(channel, _thick_axis(image, factors)) / (mapping.raw[-1] - mapping.raw[0])
+                   for channel, mapping in zip(image.array, maps, strict=True))
+    known = _known(image, factors, profile, thickness, noises, remarks)
+    scans = tuple(replace(scan, certain=known.origin in ("told", "header")) for scan in acquisitions(
+        image, factors, known.profile, known.thickness_mm))
     _check_size(image, scans)
-    sharpener = _sharpener(scans, model, device, remarks) if method == "network" else None
-    maps = intensity_maps(image.array, sharpener.config.intensity) if sharpener else None
-    array, consistency = refine(
-        image, scans, sharpen=sharpener.add if sharpener else None, maps=maps,
+    affine = zoomed_affine(image.affine, factors)
+    new_spacing = replace(image, affine=affine).spacing_mm
+    if sharpener:
+        reasons = sharpener.uncovered(scans, max(noises), new_spacing, image.modality)
+        if reasons:
+            remarks.append(f"the linear method was used: {'; '.join(reasons)}")
+            sharpener = None
+    gained = None
+    if adapt and sharpener:
+        from medgan.learning.adaptation import adapt as adapt_to
+
+        sharpener, gained, remark = adapt_to(
+            sharpener, image, scans, maps, noises, seed=seed,
+            progress=lambda done, total: progress(Progress("adapt", done, total, "patches")))
+        remarks += [remark] if remark else []
+    refined = refine(
+        image, scans, maps, noises=noises, sharpen=sharpener.add if sharpener else None,
+        maps_wanted=report and sharpener is not None,
         progress=lambda done, total: progress(Progress("upsample", done, total, "slabs")))
-    result = replace(image, array=array, affine=zoomed_affine(image.affine, factors))
-    if not report:
+    results = [back(replace(image, array=refined.array, affine=affine, slice_thickness_mm=None))]
+    if labels is not None:
+        results.append(_labels(labels, image, scans, input_spacing))
+    if report:
+        widths = tuple(scan.thickness * mm for scan, mm in zip(scans, image.spacing_mm, strict=True))
+        results.append(UpsampleReport(
+            "network" if sharpener else "linear", sharpener.hash if sharpener else None, factors, new_spacing,
+            known.profile, widths, known.origin, known.confidence, tuple(noise / 2 for noise in noises),
+            max(refined.consistency), gained, tuple(remarks), refined.deviation, refined.spread))
+    else:
         for text in remarks:
             warnings.warn(text, stacklevel=2)
-        return back(result)
-    widths = tuple(scan.thickness * mm for scan, mm in zip(scans, image.spacing_mm, strict=True))
-    return back(result), UpsampleReport(
-        "network" if sharpener else "linear", sharpener.hash if sharpener else None, factors, result.spacing_mm,
-        assumed, widths, consistency, tuple(remarks))
+    return results[0] if len(results) == 1 else tuple(results)
 
 
-def upsample_file(source: str | Path, target: str | Path, *, seed: int = 0, **options: Any) -> UpsampleReport:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the slice profile, and from where."""
+
+    profile: Profile
+    thickness_mm: float | None
+    origin: Literal["told", "header", "estimated", "assumed"]
+    confidence: float | None = None
+
+
+def _thick_axis(image: Volume, factors: Sequence[float]) -> int:
+    """The coarsest axis among those to be refined."""
+    return max(range(image.dims), key=lambda axis: (factors[axis] > 1, image.spacing_mm[axis]))
+
+
+def _known(image: Volume, factors: Sequence[float], profile: str, thickness: float | None,
+           noises: Sequence[float], remarks: list[str]) -> _Known:
+    """The slice profile: told, from the header, estimated or assumed."""
+    axis = _thick_axis(image, factors)
+    if profile != "auto":
+        return _Known(cast(Profile, profile), thickness, "told")
+    if thickness is not None:
+        return _Known("gaussian", thickness, "told")
+    if axis == 2 and image.slice_thickness_mm is not None:
+        return _Known("gaussian", image.slice_thickness_mm, "header")
+    found = [estimate_profile(channel, image.spacing_mm, axis) for channel in image.array]
+    estimates = [estimate for estimate in found if estimate is not None]
+    if not estimates:
+        return _Known("gaussian", None, "assumed")
+    best = min(estimates, key=lambda estimate: estimate.deviation)
+    return _Known(best.profile, best.thickness * image.spacing_mm[axis], "estimated", best.confidence)
+
+
+def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spacing: Sequence[float] | None) -> Any:
+    from medgan.imaging.labels import refine_labels
+
+    spacing = input_spacing if input_spacing is not None or not is_bare(labels) else image.spacing_mm
+    mask, back = to_volume(labels, spacing_mm=spacing)
+    if mask.shape != image.shape:
+        raise Refused("LABEL_GRID", mask.source or "labels", f"labels of {mask.shape} voxels do not belong to an image "
+                      f"of {image.shape}", "Give a label map on the image's grid")
+    return back(refine_labels(mask, scans))
+
+
+def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path | None = None,
+                  labels_target: str | Path | None = None, seed: int = 0, **options: Any) -> UpsampleReport:
     """Upsamples a file or DICOM folder into a new file or folder, written whole or not at all.
 
     Args:
         source: Whatever `medgan.read` reads.
         target: `.nii` or `.nii.gz`; or, for a DICOM source, a folder for the derived series.
-        seed: Goes into the UIDs of derived DICOM.
+        labels: A label map on the grid of `source`, refined class by class into `labels_target`.
+        labels_target: `.nii` or `.nii.gz`.
+        seed: Of the adaptation; goes into the UIDs of derived DICOM.
         options: As for `upsample`.
 
     Raises:
         Refused: `OUT_EXISTS`, `FILE_FORMAT`, and as `upsample`.
     """
     source, target = Path(source), Path(target)
-    if target.exists():
-        raise Refused("OUT_EXISTS", target, "there is something already", "Name another output, or remove it")
+    if (labels is None) != (labels_target is None):
+        raise Refused("CFG_VALUE", "labels", "a label map needs an output of its own", "Name both or neither")
+    mask_target = Path(labels_target) if labels_target is not None else None
+    for path in (target, mask_target):
+        if path is not None and path.exists():
+            raise Refused("OUT_EXISTS", path, "there is something already", "Name another output, or remove it")
+    if mask_target is not None and files.suffix_of(mask_target) not in (".nii", ".nii.gz"):
+        raise Refused("FILE_FORMAT", mask_target, "a label map is written as .nii or .nii.gz", "Name the output so")
     nifti = files.suffix_of(target) in (".nii", ".nii.gz")
     dicom = not target.suffix and (source.is_dir() or files.suffix_of(source) in ("", *DICOM_SUFFIXES))
     if not nifti and not dicom:
         raise Refused("FILE_FORMAT", target, "an upsampled volume is written as .nii or .nii.gz, or as a folder "
                       "where the source is DICOM", "Name the output so")
-    result, told = upsample(files.read(source), report=True, **options)
+    mask = files.read(labels) if labels is not None else None
+    result, *refined, told = upsample(files.read(source), labels=mask, report=True, seed=seed, **options)
+    if mask_target is not None:
+        files.write(refined[0], mask_target)
     if nifti:
         files.write(result, target)
     else:
@@ -161,15 +274,18 @@ def upsample_file(source: str | Path, target: str | Path, *, seed: int = 0, **op
         grid = " x ".join(f"{mm:.4g}" for mm in told.spacing_mm)
         write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
                       derivation=f"Upsampled to {grid} mm by medgan ({told.method}, {told.profile} slice profile)")
-    return told  # type: ignore[no-any-return]
+    return cast(UpsampleReport, told)
 
 
-def _check_options(profile: str, method: str, model: str | Path | None) -> None:
+def _check_options(profile: str, method: str, model: str | Path | None, adapt: bool, sharpness: float) -> None:
     for name, value, known in (("profile", profile, ("auto", *PROFILES)), ("method", method, get_args(Method))):
         if value not in known:
             raise Refused("CFG_VALUE", name, f"{value!r} is not one of {', '.join(known)}", "Name one of them")
-    if method == "linear" and model is not None:
-        raise Refused("CFG_VALUE", "model", "the linear method has no model", "Leave out the model or the method")
+    if not 0 <= sharpness <= 1:
+        raise Refused("CFG_VALUE", "sharpness", f"{sharpness} is not from 0 to 1", "Give a number from 0 to 1")
+    for name, given in (("model", model is not None), ("adapt", adapt), ("sharpness", sharpness > 0)):
+        if method == "linear" and given:
+            raise Refused("CFG_VALUE", name, "the linear method has no model", f"Leave out {name} or the method")
 
 
 def _checked(image: Volume) -> Volume:
@@ -215,14 +331,7 @@ def _check_size(image: Volume, scans: Sequence[Acquisition]) -> None:
                       "Ask for a coarser spacing, or upsample parts of the volume")
 
 
-def _sharpener(scans: Sequence[Acquisition], model: str | Path | None, device: str,
-               remarks: list[str]) -> Sharpener | None:
-    """The model, or None with a remark where it does not cover what is asked for."""
+def _opened(model: str | Path | None, device: str, sharpness: float) -> Sharpener:
     from medgan.learning.sharpening import Sharpener
 
-    sharpener = Sharpener.open(model, device)
-    reasons = sharpener.uncovered(scans)
-    if reasons:
-        remarks.append(f"the linear method was used: {'; '.join(reasons)}")
-        return None
-    return sharpener
+    return Sharpener.open(model, device, sharpness)
