@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from medgan.verbs.progress import Progress
+    from medgan.verbs.upsample_folder import FolderReport
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Train conditional GANs and super-resolution generators on your own DICOM and NIfTI data.")
@@ -114,32 +114,67 @@ def synthesize(
 
 @app.command()
 def upsample(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A volume or DICOM series.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A new .nii.gz, or a folder for DICOM.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A volume, a DICOM series, or a folder of cases.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A new .nii.gz, or a folder for DICOM or cases.")],
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="Wanted spacing in mm.")] = None,
     factor: Annotated[float | None, typer.Option(help="How many times finer, instead of --spacing.")] = None,
     profile: Annotated[str, typer.Option(help="Slice profile: auto, gaussian, rect or sinc.")] = "auto",
-    thickness: Annotated[float | None, typer.Option(help="Slice thickness (FWHM) in mm; none: the spacing.")] = None,
+    thickness: Annotated[float | None, typer.Option(help="Slice thickness (FWHM) in mm; none: found out.")] = None,
     method: Annotated[str, typer.Option(help="network or linear.")] = "network",
+    adapt: Annotated[bool, typer.Option("--adapt", help="Train on the scan's own detail first.")] = False,
+    sharpness: Annotated[float, typer.Option(help="0, truest, to 1, sharpest.")] = 0.0,
     model: Annotated[Path | None, typer.Option(help="Run folder; none: the model that ships.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label map of IN, refined along with it.")] = None,
+    labels_out: Annotated[Path | None, typer.Option(help="Where the labels go: a new .nii.gz.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, for a folder of cases.")] = 1,
     seed: Seed = None, device: Device = None, as_json: AsJson = False,
 ) -> None:
-    """Sharpen a scan: thick slices to thin ones, or every axis."""
+    """Sharpen a scan, or every one of a folder: thick slices to thin ones, or every axis."""
     from medgan.verbs.upsample import upsample_file
+    from medgan.verbs.upsample_folder import is_folder_of_cases, upsample_folder
 
     _choice("--profile", profile, ("auto", "gaussian", "rect", "sinc"))
     _choice("--method", method, ("network", "linear"))
     if spacing is not None and factor is not None:
         raise Refused("CFG_VALUE", "--spacing", "both a spacing and a factor are given", "Give one of them")
+    if (labels is None) != (labels_out is None):
+        raise Refused("CFG_VALUE", "--labels", "a label map needs an output of its own",
+                      "Give both --labels and --labels-out, or neither")
+    options: dict[str, Any] = {
+        "spacing": spacing, "factor": factor, "profile": profile, "thickness": thickness, "method": method,
+        "adapt": adapt, "sharpness": sharpness, "model": model, "device": device or "auto", "seed": seed or 0,
+    }  # fmt: skip
+    if is_folder_of_cases(source):
+        if labels is not None:
+            raise Refused("CFG_VALUE", f"--labels {labels}", f"{source} is a folder of cases, whose own masks are "
+                          "refined", "Leave it out, or give one volume")
+        with _Bar() as bar:
+            made = upsample_folder(source, target, workers=workers, progress=bar, **options)
+        _print_folder(made, as_json)
+        return
+    if workers != 1:
+        raise Refused("CFG_VALUE", f"--workers {workers}", "one volume is done by one process", "Leave it out")
     with _Bar() as bar:
-        told = upsample_file(source, target, spacing=spacing, factor=factor, profile=profile, thickness=thickness,
-                             method=method, model=model, seed=seed or 0, device=device or "auto", progress=bar)
+        told = upsample_file(source, target, labels=labels, labels_target=labels_out, maps=as_json, progress=bar,
+                             **options)
     if as_json:
-        _print_json({"out": str(target), **asdict(told)})
+        _print_json({"out": str(target), **told.scalars()})
     else:
         print(f"{target}: {' x '.join(f'{mm:.4g}' for mm in told.spacing_mm)} mm, {told.method} method")
         for warning in told.warnings:
             print(f"warning: {warning}", file=sys.stderr)
+
+
+def _print_folder(made: FolderReport, as_json: bool) -> None:
+    if as_json:
+        _print_json({"out": str(made.out), "done": list(made.done), "skipped": dict(made.skipped),
+                     "table": str(made.table)})
+    else:
+        print(f"{made.out}: {len(made.done)} of {len(made.done) + len(made.skipped)} cases, described in {made.table}")
+    for case, why in made.skipped.items():
+        print(f"skipped {case}: {why}", file=sys.stderr)
+    if made.skipped:
+        raise typer.Exit(EXIT_SKIPPED)
 
 
 @app.command()

@@ -151,6 +151,20 @@ REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Path], Path], str]] = {
                                  "CFG_VALUE"),
     "writing what is not written": (("upsample", "DATA/a.nii.gz", "new.jpg"), unlabelled, "FILE_FORMAT"),
     "sharpening into its own source": (("upsample", "DATA/a.nii.gz", "DATA/a.nii.gz"), unlabelled, "OUT_EXISTS"),
+    "sharpening a folder that holds nothing": (("upsample", "DATA", "new"), empty, "DATASET_UNKNOWN"),
+    "sharpening a folder into a file": (("upsample", "DATA", "new.nii.gz"), unlabelled, "FILE_FORMAT"),
+    "sharpening a folder into itself": (("upsample", "DATA", "DATA/new"), unlabelled, "OUT_EXISTS"),
+    "sharpening a folder by too much": (("upsample", "DATA", "new", "--factor", "99"), unlabelled, "FACTOR_RANGE"),
+    "sharpening a folder without workers": (("upsample", "DATA", "new", "--workers", "0"), unlabelled, "CFG_VALUE"),
+    "workers for one scan": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--workers", "2"), unlabelled, "CFG_VALUE"),
+    "a sharpness above one": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--sharpness", "2"), unlabelled,
+                              "CFG_VALUE"),
+    "adapting without a network": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--method", "linear", "--adapt"),
+                                   unlabelled, "CFG_VALUE"),
+    "labels without an output": (("upsample", "DATA/a.nii.gz", "new.nii.gz", "--labels", "DATA/a.nii.gz"), unlabelled,
+                                 "CFG_VALUE"),
+    "labels for a folder": (("upsample", "DATA", "new", "--labels", "DATA/a.nii.gz", "--labels-out", "l.nii.gz"),
+                            unlabelled, "CFG_VALUE"),
     "an unknown pipeline": (("run", "magic"), nothing, "PIPELINE_UNKNOWN"),
 }
 
@@ -229,6 +243,39 @@ def test_upsample_writes_a_sharper_scan_and_says_how(tmp_path: Path, medgan: Com
     told = json.loads(medgan("inspect", "b.nii.gz", "--json")[1])["volumes"][0]
     assert told["shape"] == [9, 10, 19] and told["orientation"] == "LPS"
     assert told["spacing_mm"] == pytest.approx([0.8, 0.8, 0.8], abs=0.02)
+
+
+def test_upsample_brings_labels_along(tmp_path: Path, medgan: Command) -> None:
+    source = make.nifti(tmp_path / "a.nii.gz", make.image(1))
+    labels = make.nifti(tmp_path / "l.nii.gz", make.mask((2,)))
+    status, out, err = medgan("upsample", source, "b.nii.gz", "--method", "linear", "--labels", labels, "--labels-out",
+                              "m.nii.gz")
+    assert status == 0 and out.startswith("b.nii.gz: 0.8 x 0.8 x 0.8 mm, linear method"), err
+    image, mask = (json.loads(medgan("inspect", name, "--json")[1])["volumes"][0] for name in ("b.nii.gz", "m.nii.gz"))
+    assert mask["shape"] == image["shape"] and mask["spacing_mm"] == image["spacing_mm"]
+    assert mask["dtype"] == "uint8" and mask["range"] == [0, 2]
+
+
+def test_upsample_does_every_case_of_a_folder_and_names_what_it_skips(tmp_path: Path, medgan: Command) -> None:
+    source = make.images(tmp_path / "in")
+    status, out, err = medgan("upsample", source, "new", "--method", "linear", "--json")
+    assert status == 0, err
+    assert json.loads(out) == {"out": "new", "done": ["a", "b"], "skipped": {}, "table": "new/upsample.csv"}
+    make.text(source / "a.nii.gz", b"\x1f\x8b\x08")
+    for _ in range(2):
+        status, out, err = medgan("upsample", source, "other", "--method", "linear")
+        assert status == 4 and out == "other: 1 of 2 cases, described in other/upsample.csv\n"
+        assert "skipped a: error[FILE_" in err and "skipped b" not in err
+    status, _, err = medgan("upsample", source, "other", "--method", "linear", "--thickness", 3)
+    assert status == 3 and "error[OUT_EXISTS] other: it was begun with another thickness" in err
+
+
+def test_upsample_takes_one_dicom_series_as_one_volume(tmp_path: Path, medgan: Command) -> None:
+    make.dicom_series(tmp_path / "study/series", 1, "P1")
+    for name in ("study", "study/series"):
+        status, _, err = medgan("upsample", tmp_path / name, f"new-{name[-3:]}", "--method", "linear")
+        assert status == 0, err
+        assert {path.suffix for path in Path(f"new-{name[-3:]}").iterdir()} == {".dcm"}
 
 
 def test_cases_that_found_no_place_are_exit_code_4_and_each_is_named(mr_set: Path, medgan: Command) -> None:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "medgan"
 
 #: From the top of the house to its foundations; a room may import from its own tier and from those below.
 TIERS: tuple[frozenset[str], ...] = (
-    frozenset({"cli"}),
+    frozenset({"cli", "transforms"}),
     frozenset({"verbs"}),
     frozenset({"reports", "metrics", "lesions", "learning"}),
     frozenset({"datasets"}),

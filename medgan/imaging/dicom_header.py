@@ -105,6 +105,7 @@ class Frame:
         intercept: Rescale intercept, or None.
         keys: What tells frames at the same position apart.
         has_lut: Whether a Modality LUT Sequence stands in the place of slope and intercept.
+        thickness: Slice thickness, or None where none is recorded or it is no positive number.
     """
 
     instance: Instance
@@ -116,6 +117,7 @@ class Frame:
     intercept: float | None
     keys: dict[str, str] = field(default_factory=dict)
     has_lut: bool = False
+    thickness: float | None = None
 
 
 def _value(data_set: Any, keyword: str) -> Any:
@@ -199,6 +201,8 @@ def _frame(instance: Instance, index: int, group: Any, header: Any) -> Frame:
     gradient = (_items(diffusion, "DiffusionGradientDirectionSequence") or [diffusion])[0]
     slope, intercept = numbers(values, "RescaleSlope", 1), numbers(values, "RescaleIntercept", 1)
     echo = group("MREchoSequence")
+    measures = group("PixelMeasuresSequence")
+    thickness = numbers(measures, "SliceThickness", 1)
     keys = {
         "stack": text(content, "StackID"),
         "echo": f"{text(echo, 'EffectiveEchoTime') or text(header, 'EchoTime')} {text(header, 'EchoNumbers')}",
@@ -213,9 +217,10 @@ def _frame(instance: Instance, index: int, group: Any, header: Any) -> Frame:
         instance, index,
         position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-        spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
+        spacing=numbers(measures, "PixelSpacing", 2),
         slope=None if slope is None else float(slope[0]),
         intercept=None if intercept is None else float(intercept[0]),
         keys=keys,
         has_lut=bool(_items(header, "ModalityLUTSequence")),
+        thickness=float(thickness[0]) if thickness is not None and 0 < thickness[0] < np.inf else None,
     )

@@ -45,7 +45,7 @@ def restore(
     for axis, scan in in_order(scans, volume.spacing_mm):
         array = along(scan.inverse, array, axis + 1)
     return replace(volume, array=array.astype(np.float32, copy=False),
-                   affine=zoomed_affine(volume.affine, [scan.factor for scan in scans]))
+                   affine=zoomed_affine(volume.affine, [scan.factor for scan in scans]), slice_thickness_mm=None)
 
 
 def wanted_factors(volume: Volume, factor: float | Sequence[float] | None,

@@ -283,10 +283,10 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
         exact = {arm: _measured(test, arm, measure, units, share, np.ones((1, len(strata)))) for arm in arms}
         drawn = {arm: _measured(test, arm, measure, units, share, draws) for arm in arms}
         for arm in arms:
-            arms[arm][measure] = asdict(_estimate(exact[arm][0], drawn[arm], seeds))
+            arms[arm][measure] = asdict(estimate(exact[arm][0], drawn[arm], seeds))
         for one, other in pairs:
             differences[f"{one} - {other}"][measure] = asdict(
-                _estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
+                estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
     by = {"slice number": test.places[None].astype(np.float64), "tissue area": test.filled[None]}
     blind = replace(test, scores=by)
     once = np.ones((1, len(strata)))
@@ -339,7 +339,14 @@ def _measured(test: Scored, arm: str, measure: str, units: NDArray[np.intp], sha
     return _ratio(total, weight)
 
 
-def _estimate(exact: Values, drawn: Values, seeds: Values) -> Estimate:
+def estimate(exact: Values, drawn: Values, seeds: Values) -> Estimate:
+    """A figure with its interval.
+
+    Args:
+        exact: (S,) the figure of each seed.
+        drawn: (B, S) the same for every resample.
+        seeds: (B, S) the part that each seed has in a resample.
+    """
     resampled = (drawn * seeds).sum(axis=1)
     known = resampled[np.isfinite(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)

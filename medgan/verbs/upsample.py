@@ -17,7 +17,7 @@ from medgan.imaging import files
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.estimation import estimate_noise, estimate_profile
-from medgan.imaging.geometry import zoomed_affine
+from medgan.imaging.geometry import same_grid, zoomed_affine
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import refine
 from medgan.imaging.restoration import acquisitions, wanted_factors
@@ -32,6 +32,10 @@ Method = Literal["network", "linear"]
 
 #: A volume whose spacings differ by more than this factor is made isotropic unless something else is asked for.
 ANISOTROPIC = 1.2
+#: Voxels of a map that its percentile is taken of.
+MAP_SAMPLE = 1_000_000
+#: An estimate that is less sure than this is warned of.
+UNSURE = 0.5
 #: The factor for all others.
 DEFAULT_FACTOR = 2.0
 #: What a DICOM file may be called besides nothing at all.
@@ -61,9 +65,9 @@ class UpsampleReport:
             or not possible, and 0 where it did not help and the model was left as it is.
         warnings: What the reader of the result should know.
         deviation: (C, X, Y, Z) float32 on the new grid: what the network added to the linear result, in the scan's
-            unit. None for the linear method.
+            unit. None for the linear method, or where no maps are wanted.
         spread: (C, X, Y, Z) float32: standard deviation of what the network draws over orientations and flips, in the
-            scan's unit. None for the linear method.
+            scan's unit. None as above.
     """
 
     method: Method
@@ -82,17 +86,22 @@ class UpsampleReport:
     spread: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def scalars(self) -> dict[str, Any]:
-        """Everything but the maps, as plain JSON values."""
-        return {each.name: getattr(self, each.name) for each in fields(self)
-                if each.name not in ("deviation", "spread")}
+        """Everything as plain JSON values; of a map its root mean square and its 99th percentile."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in ("deviation", "spread"):
+            if found[name] is not None:
+                size = np.abs(found[name])
+                found[name] = {"rms": float(np.sqrt(np.square(size).mean(dtype=np.float64))),
+                               "p99": float(np.percentile(size.reshape(-1)[:: max(1, size.size // MAP_SAMPLE)], 99))}
+        return found
 
 
 def upsample(
     volume: Any, *, spacing: Sequence[float] | float | None = None, factor: Sequence[float] | float | None = None,
     profile: Profile | Literal["auto"] = "auto", thickness: float | None = None, method: Method = "network",
     adapt: bool = False, sharpness: float = 0.0, labels: Any = None, model: str | Path | None = None,
-    device: str = "auto", seed: int = 0, report: bool = False, input_spacing: Sequence[float] | None = None,
-    progress: Report = silent,
+    device: str = "auto", seed: int = 0, report: bool = False, maps: bool = True,
+    input_spacing: Sequence[float] | None = None, progress: Report = silent,
 ) -> Any:
     """Makes the voxels of a scan smaller, with the detail that thick slices lost put back as far as can be known.
 
@@ -121,7 +130,8 @@ def upsample(
         model: A run folder of the task upscale; by default the model that ships with medgan.
         device: `auto`, `cpu` or `cuda`.
         seed: Of the adaptation; nothing else here is random.
-        report: Also return an `UpsampleReport`. Its maps take the network twice as long.
+        report: Also return an `UpsampleReport`.
+        maps: Whether the report holds its two maps, which take the network twice as long.
         input_spacing: Voxel spacing of a bare array or tensor, in mm, where `spacing` says what is wanted.
         progress: Told of each slab.
 
@@ -148,9 +158,9 @@ def upsample(
     factors, remarks = _factors(_checked(image), spacing, factor)
     sharpener = _opened(model, device, sharpness) if method == "network" else None
     settings = sharpener.config.intensity if sharpener else Intensity()
-    maps = tuple(mapping.straight() for mapping in intensity_maps(image.array, settings))
+    ranges = tuple(mapping.straight() for mapping in intensity_maps(image.array, settings))
     noises = tuple(2 * estimate_noise(channel, _thick_axis(image, factors)) / (mapping.raw[-1] - mapping.raw[0])
-                   for channel, mapping in zip(image.array, maps, strict=True))
+                   for channel, mapping in zip(image.array, ranges, strict=True))
     known = _known(image, factors, profile, thickness, noises, remarks)
     scans = tuple(replace(scan, certain=known.origin in ("told", "header")) for scan in acquisitions(
         image, factors, known.profile, known.thickness_mm))
@@ -167,12 +177,12 @@ def upsample(
         from medgan.learning.adaptation import adapt as adapt_to
 
         sharpener, gained, remark = adapt_to(
-            sharpener, image, scans, maps, noises, seed=seed,
+            sharpener, image, scans, ranges, noises, seed=seed,
             progress=lambda done, total: progress(Progress("adapt", done, total, "patches")))
         remarks += [remark] if remark else []
     refined = refine(
-        image, scans, maps, noises=noises, sharpen=sharpener.add if sharpener else None,
-        maps_wanted=report and sharpener is not None,
+        image, scans, ranges, noises=noises, sharpen=sharpener.add if sharpener else None,
+        maps_wanted=report and maps and sharpener is not None,
         progress=lambda done, total: progress(Progress("upsample", done, total, "slabs")))
     results = [back(replace(image, array=refined.array, affine=affine, slice_thickness_mm=None))]
     if labels is not None:
@@ -219,6 +229,9 @@ def _known(image: Volume, factors: Sequence[float], profile: str, thickness: flo
     if not estimates:
         return _Known("gaussian", None, "assumed")
     best = min(estimates, key=lambda estimate: estimate.deviation)
+    if best.confidence < UNSURE:
+        remarks.append(f"the slice profile was estimated as a Gaussian of {best.thickness:.2f} slice spacings, which "
+                       f"is unsure (confidence {best.confidence:.2f}); name the profile if you know it")
     return _Known(best.profile, best.thickness * image.spacing_mm[axis], "estimated", best.confidence)
 
 
@@ -227,14 +240,17 @@ def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spac
 
     spacing = input_spacing if input_spacing is not None or not is_bare(labels) else image.spacing_mm
     mask, back = to_volume(labels, spacing_mm=spacing)
-    if mask.shape != image.shape:
-        raise Refused("LABEL_GRID", mask.source or "labels", f"labels of {mask.shape} voxels do not belong to an image "
-                      f"of {image.shape}", "Give a label map on the image's grid")
+    placed = replace(mask, affine=image.affine) if is_bare(labels) else mask
+    if not same_grid(placed, image):
+        raise Refused("LABEL_GRID", mask.source or "labels", f"the labels ({mask.shape}, {mask.orientation}) leave "
+                      f"the grid of the image ({image.shape}, {image.orientation})",
+                      "Give a label map on the image's grid")
     return back(refine_labels(mask, scans))
 
 
 def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path | None = None,
-                  labels_target: str | Path | None = None, seed: int = 0, **options: Any) -> UpsampleReport:
+                  labels_target: str | Path | None = None, seed: int = 0, maps: bool = False,
+                  **options: Any) -> UpsampleReport:
     """Upsamples a file or DICOM folder into a new file or folder, written whole or not at all.
 
     Args:
@@ -243,6 +259,7 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
         labels: A label map on the grid of `source`, refined class by class into `labels_target`.
         labels_target: `.nii` or `.nii.gz`.
         seed: Of the adaptation; goes into the UIDs of derived DICOM.
+        maps: Whether the report holds its two maps.
         options: As for `upsample`.
 
     Raises:
@@ -263,9 +280,7 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
         raise Refused("FILE_FORMAT", target, "an upsampled volume is written as .nii or .nii.gz, or as a folder "
                       "where the source is DICOM", "Name the output so")
     mask = files.read(labels) if labels is not None else None
-    result, *refined, told = upsample(files.read(source), labels=mask, report=True, seed=seed, **options)
-    if mask_target is not None:
-        files.write(refined[0], mask_target)
+    result, *refined, told = upsample(files.read(source), labels=mask, report=True, maps=maps, seed=seed, **options)
     if nifti:
         files.write(result, target)
     else:
@@ -274,6 +289,8 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
         grid = " x ".join(f"{mm:.4g}" for mm in told.spacing_mm)
         write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
                       derivation=f"Upsampled to {grid} mm by medgan ({told.method}, {told.profile} slice profile)")
+    if mask_target is not None:
+        files.write(refined[0], mask_target)
     return cast(UpsampleReport, told)
 
 
