@@ -18,8 +18,8 @@ from medgan.errors import Refused
 from medgan.imaging.acquisition import Scanner, simulate
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.refine import Refined, refine
-from medgan.imaging.restoration import acquisitions, restore
-from medgan.imaging.slices import PROFILES, Acquisition, slice_profile
+from medgan.imaging.restoration import CHOICES, acquisitions, regularised, restore
+from medgan.imaging.slices import PROFILES, Acquisition, along, slice_profile
 from medgan.imaging.volume import Volume
 
 AFFINE = np.array([[0.0, -0.9, 0.0, 12.0], [0.8, 0.0, 0.1, -30.0], [0.0, 0.05, 1.1, 7.5], [0.0, 0.0, 0.0, 1.0]])
@@ -395,3 +395,23 @@ def test_impossible_factors_are_refused(head: Volume, factor: float) -> None:
 def test_a_coarser_spacing_is_refused(head: Volume) -> None:
     with pytest.raises(Refused, match="FACTOR_RANGE"):
         restore(head, spacing_mm=(1.3, 1.3, 2.0))
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_smoothness_is_chosen_near_the_best_by_the_noise(factor: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(rng.normal(size=(40, 40, 96)), 2.0)
+    truth *= 100 / np.abs(truth).max()
+    scan = Acquisition(int(96 / factor), factor)
+    errors = {}
+    for noise in (0.0, 5.0, 20.0):
+        thick = along(scan.matrix, truth, 2) + rng.normal(0, noise, (40, 40, scan.slices)).astype(np.float32)
+        span = (float(thick.min()), float(thick.max()))
+        known = replace(scan, noise=2 * noise / (span[1] - span[0]))
+        chosen = regularised(known, thick, 2, span)
+        assert (chosen.smoothness > 0) == (noise > 0)
+        tried = [np.square(along(replace(scan, smoothness=s).inverse, thick, 2) - truth).mean() for s in CHOICES]
+        errors[noise] = np.square(along(chosen.inverse, thick, 2) - truth).mean() / min(tried)
+        if noise == 20.0:
+            assert tried[0] > 1.5 * min(tried)  # the choice matters here
+    assert max(errors.values()) < 1.15

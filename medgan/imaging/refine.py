@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medgan.imaging.convert import cast
 from medgan.imaging.intensity import IntensityMap
-from medgan.imaging.restoration import in_order
+from medgan.imaging.restoration import in_order, regularised
 from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 
@@ -129,6 +129,9 @@ def refine(
     for channel, mapping in enumerate(maps):
         floor = _floor(volume.array[channel])
         noisy = scans if noises is None else [replace(scan, noise=noises[channel]) for scan in scans]
+        if sharpen is None:
+            noisy = [regularised(scan, volume.array[channel], a, (mapping.raw[0], mapping.raw[-1]))
+                     for a, scan in enumerate(noisy)]
         for number, slab in enumerate(slabs):
             thick = volume.array[channel][_at(axis, slab.seen)].astype(np.float32)
             steps = list(_steps(noisy, volume.spacing_mm, axis, slab))

@@ -209,9 +209,8 @@ class Sharpener:
             for across, wide in _tiles(width, edge, reach, first, last):
                 block = _stacked(grey, wide, seen, self.generator.planes) if planar else grey[None, None, :, wide, seen]
                 batch = torch.from_numpy(np.ascontiguousarray(block)).to(self.device)
-                vector = told.expand(len(batch), -1)
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-                    made = self.generator(batch, vector, rows)[:, 0].cpu().numpy()
+                    made = self.generator(batch, told, rows)[:, 0].cpu().numpy()
                 made = made.transpose(1, 2, 0) if planar else made[0]
                 inner = slice(across.start - wide.start, across.stop - wide.start)
                 low = slice(deep.start - seen.start, deep.stop - seen.start)

@@ -34,6 +34,8 @@ Method = Literal["network", "linear"]
 ANISOTROPIC = 1.2
 #: Voxels of a map that its percentile is taken of.
 MAP_SAMPLE = 1_000_000
+#: Estimates of the thickness, in slice spacings, are kept within what scanners do.
+LIKELY = (0.4, 1.5)
 #: An estimate that is less sure than this is warned of.
 UNSURE = 0.5
 #: The factor for all others.
@@ -232,7 +234,8 @@ def _known(image: Volume, factors: Sequence[float], profile: str, thickness: flo
     if best.confidence < UNSURE:
         remarks.append(f"the slice profile was estimated as a Gaussian of {best.thickness:.2f} slice spacings, which "
                        f"is unsure (confidence {best.confidence:.2f}); name the profile if you know it")
-    return _Known(best.profile, best.thickness * image.spacing_mm[axis], "estimated", best.confidence)
+    thickness = min(max(best.thickness, LIKELY[0]), LIKELY[1])
+    return _Known(best.profile, thickness * image.spacing_mm[axis], "estimated", best.confidence)
 
 
 def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spacing: Sequence[float] | None) -> Any:

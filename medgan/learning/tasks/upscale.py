@@ -67,9 +67,16 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """x (B, width, ...), embedded (B, EMBEDDING) -> (B, width, ...)."""
-        h = self.first(_edged(F.leaky_relu(x, SLOPE)))
         scale, shift = self.film(embedded).chunk(2, dim=1)
-        h = torch.addcmul(spread(shift, h), h, 1 + spread(scale, h))
+        h = _edged(F.leaky_relu(x, SLOPE))
+        if len(embedded) == 1:
+            # One condition for all: scale and shift go into the convolution, a tenth of the time at work.
+            weight = cast(Tensor, self.first.weight) * (1 + scale[0]).reshape(-1, *[1] * (x.ndim - 1))
+            bias = cast(Tensor, self.first.bias) * (1 + scale[0]) + shift[0]
+            h = (F.conv2d if x.ndim == 4 else F.conv3d)(h, weight, bias)
+        else:
+            h = self.first(h)
+            h = torch.addcmul(spread(shift, h), h, 1 + spread(scale, h))
         return cast(Tensor, x + self.second(_edged(F.leaky_relu(h, SLOPE))))
 
 
@@ -127,7 +134,7 @@ class UpscaleGenerator(nn.Module):
 
         Args:
             thick: (B, planes, T, P[, Q]) network values of thick slices; the middle plane is the one meant.
-            told: (B, CONDITION), see `condition`.
+            told: (B, CONDITION), see `condition`, or (1, CONDITION) for all.
             position: (N,) where along the thick axis, in slice spacings from the first slice's outer edge.
 
         Returns:
