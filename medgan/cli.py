@@ -127,7 +127,8 @@ def upsample(
     labels: Annotated[Path | None, typer.Option(help="Label map of IN, refined along with it.")] = None,
     labels_out: Annotated[Path | None, typer.Option(help="Where the labels go: a new .nii.gz.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, for a folder of cases.")] = 1,
-    seed: Seed = None, device: Device = None, as_json: AsJson = False,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sharpen a scan, or every one of a folder: thick slices to thin ones, or every axis."""
     from medgan.verbs.upsample import upsample_file
@@ -143,6 +144,7 @@ def upsample(
     options: dict[str, Any] = {
         "spacing": spacing, "factor": factor, "profile": profile, "thickness": thickness, "method": method,
         "adapt": adapt, "sharpness": sharpness, "model": model, "device": device or "auto", "seed": seed or 0,
+        "config": config, "settings": settings or (),
     }  # fmt: skip
     if is_folder_of_cases(source):
         if labels is not None:

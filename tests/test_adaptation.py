@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import medgan
 from medgan.datasets.phantoms import phantom
+from medgan.errors import Refused
 from medgan.imaging.acquisition import simulate
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.restoration import acquisitions
@@ -120,3 +122,16 @@ def test_upsample_adapts_and_tells(thick: Volume, monkeypatch: pytest.MonkeyPatc
     assert image.shape == plain.shape and not np.array_equal(image.array, plain.array)
     again = medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian", adapt=True)
     np.testing.assert_allclose(image.array, again.array, atol=1e-3 * np.ptp(plain.array))
+
+
+def test_settings_reach_the_adaptation(thick: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    judged(monkeypatch, 2.0, 1.0)
+    seen = []
+    (tmp_path / "own.toml").write_text("[training]\nimages = 48\n")
+    medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian", adapt=True, progress=seen.append,
+                    config=tmp_path / "own.toml", settings=["training.batch=4"])
+    assert [step.done for step in seen if step.stage == "adapt"] == list(range(4, 49, 4))
+    for wrong, options in (("CFG_UNKNOWN", {"settings": ["training.speed=1"]}),
+                           ("CFG_VALUE", {"settings": ["training.batch=1"], "method": "linear"})):
+        with pytest.raises(Refused, match=wrong):
+            medgan.upsample(thick, factor=(1, 1, 3), **options)

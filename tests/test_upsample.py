@@ -258,3 +258,84 @@ def test_the_only_spacing_named_for_a_bare_array_is_its_own() -> None:
     with pytest.raises(Refused) as refused:
         medgan.upsample(array, method="linear")
     assert refused.value.code == "GEOM_NO_SPACING" and "spacing=" in str(refused.value)
+
+
+def test_sharpness_mixes_the_two_shipped_ends() -> None:
+    thick = simulate(head(), spacing_mm=3.6)
+    results = {s: medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian", sharpness=s, report=True, maps=False)
+               for s in (0.0, 0.5, 1.0)}
+    hashes = {report.model for _, report in results.values()}
+    assert len(hashes) == 3
+    truth, low = head().array[0], medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian")
+    np.testing.assert_array_equal(results[0.0][0].array, low.array)
+    assert psnr(results[0.0][0].array[0], truth) > psnr(results[1.0][0].array[0], truth)
+
+    def steepness(image: Volume) -> float:
+        return float(np.square(np.diff(image.array[0], axis=2)).mean())
+
+    assert steepness(results[0.0][0]) < steepness(results[1.0][0])
+    first, last = (Sharpener.open(None, "cpu", s).generator.state_dict() for s in (0.0, 1.0))
+    middle = Sharpener.open(None, "cpu", 0.5).generator.state_dict()
+    torch.testing.assert_close(middle["stem.weight"], (first["stem.weight"] + last["stem.weight"]) / 2)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(Refused, match="CFG_VALUE"):
+            medgan.upsample(thick, sharpness=wrong)
+
+
+def test_the_report_tells_where_the_profile_comes_from() -> None:
+    thick = simulate(head(), spacing_mm=4.8)
+    _, told = medgan.upsample(thick, profile="rect", thickness=4.0, report=True, method="linear")
+    assert (told.profile, told.profile_from, told.confidence) == ("rect", "told", None)
+    assert told.thickness_mm[2] == pytest.approx(4.0)
+    _, found = medgan.upsample(thick, report=True, method="linear")
+    assert found.profile_from == "estimated" and 0 < found.confidence <= 1
+    assert found.thickness_mm[2] == pytest.approx(4.8, rel=0.35)
+    _, header = medgan.upsample(replace(thick, slice_thickness_mm=4.0), report=True, method="linear")
+    assert header.profile_from == "header" and header.thickness_mm[2] == pytest.approx(4.0)
+    _, even = medgan.upsample(head(), report=True, method="linear")
+    assert even.profile_from == "assumed" and even.thickness_mm == pytest.approx((1.2, 1.2, 1.2))
+
+
+def test_maps_and_result_do_not_depend_on_the_report() -> None:
+    thick = simulate(head(), spacing_mm=3.6)
+    plain = medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian")
+    image, report = medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian", report=True)
+    np.testing.assert_allclose(image.array, plain.array, rtol=0, atol=1e-4 * np.ptp(plain.array))
+    linear = medgan.upsample(thick, factor=(1, 1, 3), profile="gaussian", method="linear")
+    assert report.deviation.shape == report.spread.shape == image.array.shape
+    assert report.spread.min() >= 0 and report.spread.max() > 0
+    # The network's own linear start is not smoothed by the noise as the linear method's is.
+    assert np.corrcoef(report.deviation.ravel(), (image.array - linear.array).ravel())[0, 1] > 0.95
+    numbers = report.scalars()
+    assert numbers["deviation"]["rms"] == pytest.approx(float(np.sqrt(np.square(report.deviation).mean())), rel=1e-3)
+    assert numbers["spread"]["p99"] > numbers["spread"]["rms"] > 0
+    _, few = medgan.upsample(thick, factor=(1, 1, 3), report=True, maps=False)
+    assert few.deviation is None and few.spread is None and few.scalars()["spread"] is None
+
+
+def test_consistency_is_about_the_noise() -> None:
+    clean = simulate(head(), spacing_mm=3.6)
+    span = float(np.percentile(clean.array, 99.9) - np.percentile(clean.array, 0.1))
+    noisy = replace(clean, array=clean.array + np.random.default_rng(0).normal(0, 0.02 * span, clean.array.shape)
+                    .astype(np.float32))
+    found = [medgan.upsample(image, factor=(1, 1, 3), profile="gaussian", report=True, maps=False)[1]
+             for image in (clean, noisy)]
+    assert found[0].consistency < 0.01  # the phantom has some noise of its own
+    assert 0.01 < found[1].consistency < 0.03
+    assert found[1].noise[0] == pytest.approx(0.02, rel=0.3) and found[0].noise[0] < 0.012
+
+
+@pytest.mark.parametrize("kind", ["volume", "nibabel", "numpy"])
+def test_labels_come_along(kind: str) -> None:
+    image, mask = phantom("mr", 77, shape=(60, 72, 48), spacing_mm=(1.2, 1.2, 1.2))
+    thick = simulate(replace(image, array=image.array.astype(np.float32)), spacing_mm=3.6)
+    coarse = Volume(mask.array[..., 1::3], thick.affine)
+    labels: Any = {"volume": coarse, "numpy": coarse.array[0],
+                   "nibabel": nibabel.Nifti1Image(coarse.array[0].astype(np.int16), coarse.affine)}[kind]
+    sharp, fine = medgan.upsample(thick, factor=(1, 1, 3), method="linear", labels=labels)
+    array = fine.array if kind == "volume" else np.asarray(fine.dataobj if kind == "nibabel" else fine)
+    assert array.shape[-3:] == sharp.shape and set(np.unique(array)) <= set(np.unique(coarse.array))
+    overlap = 2 * np.sum((array.squeeze() > 0) & (mask.array[0] > 0)) / (np.sum(array > 0) + np.sum(mask.array > 0))
+    assert overlap > 0.6
+    with pytest.raises(Refused, match="LABEL_GRID"):
+        medgan.upsample(thick, factor=(1, 1, 3), method="linear", labels=replace(coarse, array=coarse.array[:, 1:]))

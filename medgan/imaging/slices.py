@@ -139,9 +139,9 @@ class Acquisition:
 
         A constant or linear course along the axis is kept exactly, since L knows neither. lambda is `smoothness`, by
         default `SMOOTHNESS` + `SMOOTHNESS_NOISE` noise^2, times factor^3: the squared second derivative, integrated
-        along the axis, does not depend on the grid then, so neither does the smoothing. It grows with the ratio of noise to signal
-        variance as in Wiener's filter; both constants are near the best PSNR on T1, FLAIR and CT at factors 2 to 6
-        and noise of 0 to 0.06, where a fourfold change costs 0.3 dB at most.
+        along the axis, does not depend on the grid then, so neither does the smoothing. It grows with the ratio of
+        noise to signal variance as in Wiener's filter; both constants are near the best PSNR on T1, FLAIR and CT at
+        factors 2 to 6 and noise of 0 to 0.06, where a fourfold change costs 0.3 dB at most.
 
         Reference: Tikhonov & Arsenin, "Solutions of ill-posed problems", 1977.
         """

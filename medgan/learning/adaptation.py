@@ -12,8 +12,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,8 @@ JUDGES, LEAST_GAIN = 12, 0.1
 
 def adapt(
     sharpener: Sharpener, image: Volume, scans: Sequence[Acquisition], maps: Sequence[IntensityMap],
-    noises: Sequence[float], *, seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None,
+    noises: Sequence[float], *, seed: int = 0, config: str | Path | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (), progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Sharpener, float | None, str | None]:
     """Trains a copy of a generator on the scan's own sharp directions and keeps it if it is better.
 
@@ -56,6 +59,8 @@ def adapt(
         maps: The intensity range of each channel.
         noises: Each channel's noise in network values.
         seed: Of patches and noise.
+        config: A TOML file of settings over `SETTINGS`.
+        settings: Single settings over those.
         progress: Told patches seen and in all.
 
     Returns:
@@ -64,17 +69,18 @@ def adapt(
     """
     if sharpener.generator.dims != 2:
         return sharpener, None, "the model was not adapted: only 2D models can be"
-    config = sharpener.config.over(settings=SETTINGS, seed=seed, device=sharpener.device.type)
-    sources = _sources(sharpener, image, scans, maps, noises, config.data.crop)
+    usual = sharpener.config.over(settings=SETTINGS, seed=seed, device=sharpener.device.type)
+    own = usual.over(file=config, settings=settings)
+    sources = _sources(sharpener, image, scans, maps, noises, own.data.crop)
     if sources is None:
         return sharpener, None, (f"the model was not adapted: no two axes of the scan are sharp and {SHORTEST} "
                                  "voxels long")
-    learned, judged = (replace(source, config=config) for source in sources)
-    task = UpscaleTask(config, learned.interface)
+    learned, judged = (replace(source, config=own) for source in sources)
+    task = UpscaleTask(own, learned.interface)
     task.generator.load_state_dict(sharpener.generator.state_dict())
-    state = State.fresh(task, config.training)
-    for step in train(state, learned, config):
-        progress(step.images, step.total or config.training.images)
+    state = State.fresh(task, own.training)
+    for step in train(state, learned, own):
+        progress(step.images, step.total or own.training.images)
     generator = copy.deepcopy(sharpener.generator)
     with torch.no_grad():
         for mine, learnt in zip(generator.parameters(), state.average.parameters(), strict=True):

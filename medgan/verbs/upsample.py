@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -103,7 +103,8 @@ def upsample(
     profile: Profile | Literal["auto"] = "auto", thickness: float | None = None, method: Method = "network",
     adapt: bool = False, sharpness: float = 0.0, labels: Any = None, model: str | Path | None = None,
     device: str = "auto", seed: int = 0, report: bool = False, maps: bool = True,
-    input_spacing: Sequence[float] | None = None, progress: Report = silent,
+    input_spacing: Sequence[float] | None = None, config: str | Path | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (), progress: Report = silent,
 ) -> Any:
     """Makes the voxels of a scan smaller, with the detail that thick slices lost put back as far as can be known.
 
@@ -135,6 +136,9 @@ def upsample(
         report: Also return an `UpsampleReport`.
         maps: Whether the report holds its two maps, which take the network twice as long.
         input_spacing: Voxel spacing of a bare array or tensor, in mm, where `spacing` says what is wanted.
+        config: A TOML file of settings over those that the model was trained with: `[intensity]`, and for `adapt`
+            `[training]` (such as `images`, `rate`, `limit_minutes`).
+        settings: Single settings over those, `["training.images=4800", ...]` or a mapping.
         progress: Told of each slab.
 
     Returns:
@@ -146,7 +150,7 @@ def upsample(
         Refused: `DIM_UNSUPPORTED`, `SINGLE_SLICE`, `PIX_*`, `GEOM_*`, `FACTOR_RANGE`, `LIMIT`, `CFG_VALUE`, `RUN_*`,
             `CKPT_*`, or what is wrong with a file.
     """
-    _check_options(profile, method, model, adapt, sharpness)
+    _check_options(profile, method, model, adapt, sharpness, config is not None or bool(settings))
     if input_spacing is None and spacing is not None and is_bare(volume):
         own = np.atleast_1d(np.asarray(spacing, dtype=float))
         input_spacing, spacing = tuple(own if len(own) > 1 else np.repeat(own, min(3, volume.ndim))), None
@@ -159,8 +163,8 @@ def upsample(
                       "Give its spacing=(x, y, z) in mm") from None
     factors, remarks = _factors(_checked(image), spacing, factor)
     sharpener = _opened(model, device, sharpness) if method == "network" else None
-    settings = sharpener.config.intensity if sharpener else Intensity()
-    ranges = tuple(mapping.straight() for mapping in intensity_maps(image.array, settings))
+    chosen = sharpener.config.over(file=config, settings=settings).intensity if sharpener else Intensity()
+    ranges = tuple(mapping.straight() for mapping in intensity_maps(image.array, chosen))
     noises = tuple(2 * estimate_noise(channel, _thick_axis(image, factors)) / (mapping.raw[-1] - mapping.raw[0])
                    for channel, mapping in zip(image.array, ranges, strict=True))
     known = _known(image, factors, profile, thickness, noises, remarks)
@@ -179,7 +183,7 @@ def upsample(
         from medgan.learning.adaptation import adapt as adapt_to
 
         sharpener, gained, remark = adapt_to(
-            sharpener, image, scans, ranges, noises, seed=seed,
+            sharpener, image, scans, ranges, noises, seed=seed, config=config, settings=settings,
             progress=lambda done, total: progress(Progress("adapt", done, total, "patches")))
         remarks += [remark] if remark else []
     refined = refine(
@@ -297,13 +301,15 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
     return cast(UpsampleReport, told)
 
 
-def _check_options(profile: str, method: str, model: str | Path | None, adapt: bool, sharpness: float) -> None:
+def _check_options(profile: str, method: str, model: str | Path | None, adapt: bool, sharpness: float,
+                   settings: bool) -> None:
     for name, value, known in (("profile", profile, ("auto", *PROFILES)), ("method", method, get_args(Method))):
         if value not in known:
             raise Refused("CFG_VALUE", name, f"{value!r} is not one of {', '.join(known)}", "Name one of them")
     if not 0 <= sharpness <= 1:
         raise Refused("CFG_VALUE", "sharpness", f"{sharpness} is not from 0 to 1", "Give a number from 0 to 1")
-    for name, given in (("model", model is not None), ("adapt", adapt), ("sharpness", sharpness > 0)):
+    for name, given in (("model", model is not None), ("adapt", adapt), ("sharpness", sharpness > 0),
+                        ("settings", settings)):
         if method == "linear" and given:
             raise Refused("CFG_VALUE", name, "the linear method has no model", f"Leave out {name} or the method")
 
