@@ -19,7 +19,7 @@ from medgan.imaging.labels import refine_labels
 from medgan.imaging.restoration import acquisitions
 from medgan.imaging.slices import Acquisition, Profile
 from medgan.imaging.volume import Volume
-from medgan.verbs.upsample import Method, UpsampleReport, upsample
+from medgan.verbs.upsample import Method, UpsampleReport, check_options, upsample
 
 
 class Upsampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
@@ -67,6 +67,8 @@ class Upsampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         seed: int = 0, input_spacing: Sequence[float] | None = None, allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        check_options(profile=profile, method=method, model=model, adapt=adapt, sharpness=sharpness,
+                      thickness=thickness, device=device)
         self.label_keys: tuple[Hashable, ...] = ensure_tuple(label_keys)
         self.input_spacing = input_spacing
         self.options: dict[str, Any] = {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medgan.errors import Refused
 from medgan.imaging.geometry import zoomed_affine
-from medgan.imaging.slices import FACTORS, Acquisition, Profile, along, positive_mm
+from medgan.imaging.slices import COARSEST, FACTORS, Acquisition, Profile, along, positive_mm
 from medgan.imaging.volume import Volume
 
 NoiseKind = Literal["gaussian", "rician"]
@@ -193,7 +193,7 @@ def simulate(
         first centre lies at (1/f - 1)/2 thick slices, seen from the thick grid.
 
     Raises:
-        Refused: `FACTOR_RANGE` where a new spacing is not 1 to 8 times the old one; `CFG_VALUE` for a thickness
+        Refused: `FACTOR_RANGE` where a new spacing is not 1 to 64 times the old one; `CFG_VALUE` for a thickness
             that is not positive.
         ValueError: Neither `spacing_mm` nor `thickness_mm` is given, or the three do not agree; or another argument
             is impossible.
@@ -238,11 +238,11 @@ def _acquisition(volume: Volume, axis: int, spacing: float | None, thickness: fl
         raise ValueError(f"thickness {thickness} mm and gap {gap} mm do not add up to spacing {spacing} mm")
     fine, now = volume.shape[axis], volume.spacing_mm[axis]
     factor = spacing / now
-    if not FACTORS[0] - FACTOR_ROUNDING <= factor <= FACTORS[1] + FACTOR_ROUNDING:
+    if not FACTORS[0] - FACTOR_ROUNDING <= factor <= COARSEST:
         raise Refused("FACTOR_RANGE", f"axis {axis}", f"a slice spacing of {spacing:g} mm is {factor:.3g} times the "
-                      f"present {now:.4g} mm, and {FACTORS[0]:g} to {FACTORS[1]:g} are possible",
-                      "Ask for slices between the present spacing and eight times that")
-    factor = min(max(factor, FACTORS[0]), FACTORS[1])
+                      f"present {now:.4g} mm, and {FACTORS[0]:g} to {COARSEST:g} are possible",
+                      "Ask for slices no finer than the present ones")
+    factor = max(factor, FACTORS[0])
     return Acquisition(max(1, round(fine / factor)), factor, thickness / spacing, profile, fine=fine)
 
 

@@ -17,7 +17,8 @@ from medgan.imaging.volume import Volume
 
 #: Output voxels worked on at once; each takes about 20 bytes on the way.
 SLAB_VOXELS = 24_000_000
-#: Voxels beyond a slab that take part in the computation of each axis: farther ones change it by less than rounding.
+#: Voxels beyond a slab that take part in the computation of each axis: the network sees no farther, and the linear
+#: inverse dies away within. A slab is never shorter than this.
 HALO = 20
 #: A lowest value that more than this part of the voxels share is a floor (air, padding): nothing can be below it.
 FLOOR_SHARE = 0.01
@@ -119,6 +120,8 @@ def refine(
         progress: Told slabs done and in all.
     """
     dtype = volume.array.dtype
+    if all(scan.factor == 1 for scan in scans):
+        return Refined(volume.array.copy(), (0.0,) * volume.channels)
     output = np.empty((volume.channels, *(scan.fine for scan in scans)), dtype=dtype)
     extra = [np.zeros(output.shape, dtype=np.float32) if maps_wanted else None for _ in range(2)]
     axis = max(range(3), key=lambda a: (scans[a].factor == 1, volume.shape[a]))
@@ -138,10 +141,12 @@ def refine(
             fine, linear, spread = _refined(thick, steps, sharpen, mapping, maps_wanted)
             inner = _at(axis, slice(slab.kept.start - slab.made.start, slab.kept.stop - slab.made.start))
             place = (channel, *_at(axis, slab.kept))
+            for image in (fine, linear):
+                if image is not None:
+                    np.maximum(image, np.float32(floor), out=image)
             again = _acquired(fine, steps)
             part = _at(axis, _coarse(scans[axis], slab))
             squares[channel] += float(np.square(again[part] - thick[part]).sum(dtype=np.float64))
-            np.maximum(fine, np.float32(floor), out=fine)
             output[place] = cast(fine[inner], dtype)
             for target, values in zip(extra, (fine - linear if linear is not None else None, spread), strict=True):
                 if target is not None and values is not None:
@@ -213,7 +218,7 @@ def _refined(array: NDArray[np.float32], steps: Sequence[Pass], sharpen: Sharpen
                 before = None if spread is None else np.take(
                     spread, np.floor(step.positions).astype(int), step.axis, mode="clip")
                 spread = differing if before is None else np.hypot(before, differing)
-    return array if steps else array.copy(), plain, spread
+    return array, plain, spread
 
 
 def _acquired(array: NDArray[np.float32], steps: Sequence[Pass]) -> NDArray[np.float32]:

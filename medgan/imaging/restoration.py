@@ -95,8 +95,8 @@ def regularised(scan: Acquisition, array: NDArray[Any], axis: int, span: tuple[f
 
 
 def wanted_factors(volume: Volume, factor: float | Sequence[float] | None,
-                   spacing_mm: Sequence[float] | None) -> tuple[float, ...]:
-    """One factor for each axis from what the user named.
+                   spacing_mm: float | Sequence[float] | None) -> tuple[float, ...]:
+    """One factor for each axis from what the user named: one number for all axes or one for each.
 
     Raises:
         Refused: `FACTOR_RANGE` or `CFG_VALUE`.
@@ -104,11 +104,16 @@ def wanted_factors(volume: Volume, factor: float | Sequence[float] | None,
     if (factor is None) == (spacing_mm is None):
         raise Refused("CFG_VALUE", "spacing and factor", "one of the two is needed, and not both",
                       "Give the spacing in mm or the factor")
+    name, value = ("factor", factor) if spacing_mm is None else ("spacing", spacing_mm)
+    try:
+        given = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise Refused("CFG_VALUE", name, f"{value!r} is not made of numbers",
+                      f"Give one number or {volume.dims}") from None
     if spacing_mm is None:
-        given = np.atleast_1d(np.asarray(factor, dtype=np.float64))
         factors = np.repeat(given, volume.dims) if given.size == 1 else given
     else:
-        wanted = np.atleast_1d(np.asarray(spacing_mm, dtype=np.float64))
+        wanted = np.repeat(given, volume.dims) if np.ndim(spacing_mm) == 0 else given
         if wanted.shape != (volume.dims,) or not np.isfinite(wanted).all() or (wanted <= 0).any():
             raise Refused("CFG_VALUE", "spacing", f"{spacing_mm} is not a spacing of {volume.dims} axes in mm",
                           f"Give {volume.dims} positive numbers")

@@ -22,8 +22,9 @@ from medgan.imaging.geometry import FWHM_PER_SIGMA
 Profile = Literal["gaussian", "rect", "sinc"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-#: Largest and smallest factor between the spacing before and after.
+#: Smallest and largest factor that slices are refined by, and the largest they are simulated with.
 FACTORS = (1.0, 8.0)
+COARSEST = 64.0
 #: Zero crossings after which the sinc profile ends, as a scanner's apodised pulse does.
 SINC_LOBES = 4
 #: Full width at half maximum of that profile, in zero crossings (1.207 without the window).
@@ -91,7 +92,7 @@ class Acquisition:
 
     Args:
         slices: Number of thick slices M.
-        factor: Fine voxels a slice spacing, any real number from 1 to 8.
+        factor: Fine voxels a slice spacing, any real number from 1 to 64.
         thickness: Full width at half maximum of the profile, in slice spacings; below one there are gaps.
         profile: The slice profile's shape.
         noise: Standard deviation of the noise over half the foreground's intensity range (0.1 to 99.9 percentile).
@@ -113,9 +114,9 @@ class Acquisition:
     smoothness: float = 0.0
 
     def __post_init__(self) -> None:
-        if not FACTORS[0] <= self.factor <= FACTORS[1]:
+        if not FACTORS[0] <= self.factor <= COARSEST:
             raise Refused("FACTOR_RANGE", "factor", f"a factor of {self.factor:g} is not from {FACTORS[0]:g} to "
-                          f"{FACTORS[1]:g}", "Ask for a spacing between the present one and an eighth of it")
+                          f"{COARSEST:g}", "Ask for another ratio of the two spacings")
         if self.slices < 1 or not self.thickness > 0 or not self.noise >= 0:
             raise ValueError(f"{self} is not possible")
         if not self.fine:

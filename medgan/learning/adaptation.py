@@ -38,8 +38,8 @@ SETTINGS = {
 }
 #: The scan is cut into so many blocks along one axis; these are held back.
 BLOCKS, HELD_BACK = 9, (2, 6)
-#: How far the weights go towards what was learned: through-plane detail is not quite what in-plane detail is, and half
-#: the way was better on more scans than all of it.
+#: How far the weights go towards what was learned: through-plane detail is not quite what in-plane detail is, and a
+#: part of the way was better on more scans than all of it.
 SHARE = 0.6
 #: Batches of held-back patches that judge, and what they must gain, in dB: less was no gain across the slices.
 JUDGES, LEAST_GAIN = 12, 0.1
@@ -98,7 +98,7 @@ def _sources(
     noises: Sequence[float], crop: int,
 ) -> tuple[UpscaleSource, UpscaleSource] | None:
     """Where to learn from and where to judge; None where there is nothing to learn from."""
-    refined = [axis for axis in range(3) if scans[axis].factor >= sharpener.interface["factors"][0]]
+    refined = [axis for axis in range(3) if scans[axis].factor >= sharpener.lowest]
     if not refined:
         return None
     thick = max(refined, key=lambda axis: image.spacing_mm[axis])

@@ -19,6 +19,7 @@ from medgan.config import Config
 from medgan.errors import Refused
 from medgan.imaging.intensity import IntensityMap
 from medgan.imaging.refine import Pass
+from medgan.imaging.restoration import SAME_SPACING
 from medgan.imaging.slices import Acquisition, along
 from medgan.learning.checkpoints import load_weights, open_run
 from medgan.learning.loop import pick_device, pick_precision
@@ -91,6 +92,11 @@ class Sharpener:
         generator = generator.to(place).eval().requires_grad_(False)
         return cls(generator, config, interface, name, place)
 
+    @property
+    def lowest(self) -> float:
+        """The smallest factor it adds anything to; spacings rounded in a file's header make no difference."""
+        return float(self.interface["factors"][0]) * (1 - SAME_SPACING)
+
     def uncovered(self, scans: Sequence[Acquisition], noise: float, spacing_mm: Sequence[float],
                   modality: str | None) -> list[str]:
         """Says why the generator was not trained for a scan; empty where it was.
@@ -104,7 +110,9 @@ class Sharpener:
             modality: Of the scan, where it is known.
         """
         reasons = []
-        low, high = self.interface["factors"]
+        low, high = self.lowest, self.interface["factors"][1]
+        if max(scan.factor for scan in scans) < low:
+            reasons.append(f"no axis is refined more than {low:.3g} times, and the model adds nothing below that")
         for axis, scan in enumerate(scans):
             if scan.factor > high:
                 reasons.append(f"axis {axis} is refined {scan.factor:.3g} times, and the model was trained for "
@@ -143,7 +151,7 @@ class Sharpener:
         Returns:
             The spread, of the shape of `linear`, in raw values; None where it was not asked for or nothing was added.
         """
-        if step.scan.factor < self.interface["factors"][0]:
+        if step.scan.factor < self.lowest:
             return None
         axis = step.axis
         partners = [other for other in range(3) if other != axis]

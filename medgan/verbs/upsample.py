@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -17,11 +19,12 @@ from medgan.imaging import files
 from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.estimation import estimate_noise, estimate_profile
-from medgan.imaging.geometry import same_grid, zoomed_affine
+from medgan.imaging.geometry import align_mask, zoomed_affine
 from medgan.imaging.intensity import intensity_maps
+from medgan.imaging.nifti_header import rigid
 from medgan.imaging.refine import refine
 from medgan.imaging.restoration import acquisitions, wanted_factors
-from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile
+from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile, positive_mm
 from medgan.imaging.volume import Volume
 from medgan.verbs.progress import Progress, Report, silent
 
@@ -29,15 +32,19 @@ if TYPE_CHECKING:
     from medgan.learning.sharpening import Sharpener
 
 Method = Literal["network", "linear"]
+Device = Literal["auto", "cpu", "cuda"]
 
-#: A volume whose spacings differ by more than this factor is made isotropic unless something else is asked for.
-ANISOTROPIC = 1.2
+#: Squares of larger values are beyond single precision.
+LARGEST = 1e18
 #: Voxels of a map that its percentile is taken of.
 MAP_SAMPLE = 1_000_000
-#: Estimates of the thickness, in slice spacings, are kept within what scanners do.
-LIKELY = (0.4, 1.5)
+#: Estimates of the thickness and headers, in slice spacings, are kept within what the shipped model knows; what is told
+#: must be possible.
+LIKELY, POSSIBLE = (0.4, 1.5), (0.1, 4.0)
 #: An estimate that is less sure than this is warned of.
 UNSURE = 0.5
+#: A volume whose spacings differ by more than this factor is made isotropic unless something else is asked for.
+ANISOTROPIC = 1.2
 #: The factor for all others.
 DEFAULT_FACTOR = 2.0
 #: What a DICOM file may be called besides nothing at all.
@@ -122,8 +129,9 @@ def upsample(
             spacing (no axis more than 8 times finer), and any other twice as fine.
         profile: The slice profile: `gaussian`, `rect` or `sinc`. `auto` estimates it from the scan, whose in-plane
             directions show how sharp the slice direction would be; where that is not possible it means a Gaussian.
-        thickness: Full width at half maximum of the profile along the coarsest refined axis, in mm. By default what
-            a DICOM header says or what is estimated, or else the slice spacing, as it always is along the other axes.
+        thickness: Full width at half maximum of the profile along the coarsest refined axis, in mm. By default a DICOM
+            header's SliceThickness, or else with `auto` what is estimated; or else the slice spacing, as it always is
+            along the other axes.
         method: `network`, or `linear` for the deconvolution alone, which needs no torch. Where the model does not
             cover the case, the linear method is used and a warning says so.
         adapt: Whether to train the model on the scan's own in-plane detail first (about a minute); it is left as
@@ -150,7 +158,8 @@ def upsample(
         Refused: `DIM_UNSUPPORTED`, `SINGLE_SLICE`, `PIX_*`, `GEOM_*`, `FACTOR_RANGE`, `LIMIT`, `CFG_VALUE`, `RUN_*`,
             `CKPT_*`, or what is wrong with a file.
     """
-    _check_options(profile, method, model, adapt, sharpness, config is not None or bool(settings))
+    check_options(profile=profile, method=method, model=model, adapt=adapt, sharpness=sharpness, thickness=thickness,
+                  device=device, settings=config is not None or bool(settings))
     if input_spacing is None and spacing is not None and is_bare(volume):
         own = np.atleast_1d(np.asarray(spacing, dtype=float))
         input_spacing, spacing = tuple(own if len(own) > 1 else np.repeat(own, min(3, volume.ndim))), None
@@ -168,7 +177,7 @@ def upsample(
     noises = tuple(2 * estimate_noise(channel, _thick_axis(image, factors)) / (mapping.raw[-1] - mapping.raw[0])
                    for channel, mapping in zip(image.array, ranges, strict=True))
     known = _known(image, factors, profile, thickness, noises, remarks)
-    scans = tuple(replace(scan, certain=known.origin in ("told", "header")) for scan in acquisitions(
+    scans = tuple(replace(scan, certain=known.origin == "told") for scan in acquisitions(
         image, factors, known.profile, known.thickness_mm))
     _check_size(image, scans)
     affine = zoomed_affine(image.affine, factors)
@@ -224,12 +233,20 @@ def _known(image: Volume, factors: Sequence[float], profile: str, thickness: flo
            noises: Sequence[float], remarks: list[str]) -> _Known:
     """The slice profile: told, from the header, estimated or assumed."""
     axis = _thick_axis(image, factors)
-    if profile != "auto":
-        return _Known(cast(Profile, profile), thickness, "told")
-    if thickness is not None:
-        return _Known("gaussian", thickness, "told")
-    if axis == 2 and image.slice_thickness_mm is not None:
-        return _Known("gaussian", image.slice_thickness_mm, "header")
+    spacing = image.spacing_mm[axis]
+    header = image.slice_thickness_mm if axis == 2 else None
+    if thickness is not None and not POSSIBLE[0] <= positive_mm(thickness) / spacing <= POSSIBLE[1]:
+        raise Refused("CFG_VALUE", "thickness", f"{thickness:g} mm is {thickness / spacing:.3g} slice spacings, and "
+                      f" {POSSIBLE[0]:g} to {POSSIBLE[1]:g} are possible", "Give the slices' full width in mm")
+    if profile != "auto" or thickness is not None:
+        told = cast(Profile, "gaussian" if profile == "auto" else profile)
+        return _Known(told, header if thickness is None else thickness, "told")
+    if header is not None:
+        width = min(max(header / spacing, LIKELY[0]), LIKELY[1])
+        if width != header / spacing:
+            remarks.append(f"the header's slice thickness, {header:g} mm, was taken as {width * spacing:.3g} mm; name "
+                           "profile and thickness to have it otherwise")
+        return _Known("gaussian", width * spacing, "header")
     found = [estimate_profile(channel, image.spacing_mm, axis) for channel in image.array]
     estimates = [estimate for estimate in found if estimate is not None]
     if not estimates:
@@ -239,7 +256,7 @@ def _known(image: Volume, factors: Sequence[float], profile: str, thickness: flo
         remarks.append(f"the slice profile was estimated as a Gaussian of {best.thickness:.2f} slice spacings, which "
                        f"is unsure (confidence {best.confidence:.2f}); name the profile if you know it")
     thickness = min(max(best.thickness, LIKELY[0]), LIKELY[1])
-    return _Known(best.profile, thickness * image.spacing_mm[axis], "estimated", best.confidence)
+    return _Known(best.profile, thickness * spacing, "estimated", best.confidence)
 
 
 def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spacing: Sequence[float] | None) -> Any:
@@ -248,11 +265,7 @@ def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spac
     spacing = input_spacing if input_spacing is not None or not is_bare(labels) else image.spacing_mm
     mask, back = to_volume(labels, spacing_mm=spacing)
     placed = replace(mask, affine=image.affine) if is_bare(labels) else mask
-    if not same_grid(placed, image):
-        raise Refused("LABEL_GRID", mask.source or "labels", f"the labels ({mask.shape}, {mask.orientation}) leave "
-                      f"the grid of the image ({image.shape}, {image.orientation})",
-                      "Give a label map on the image's grid")
-    return back(refine_labels(mask, scans))
+    return back(refine_labels(align_mask(placed, image), scans))
 
 
 def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path | None = None,
@@ -276,7 +289,11 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
     if (labels is None) != (labels_target is None):
         raise Refused("CFG_VALUE", "labels", "a label map needs an output of its own", "Name both or neither")
     mask_target = Path(labels_target) if labels_target is not None else None
+    if mask_target is not None and mask_target.resolve() == target.resolve():
+        raise Refused("CFG_VALUE", "labels", f"image and labels would both be {target}", "Name two outputs")
     for path in (target, mask_target):
+        if path is not None and not path.parent.is_dir():
+            raise Refused("FILE_MISSING", path.parent, "there is no such folder to write into", "Make it first")
         if path is not None and path.exists():
             raise Refused("OUT_EXISTS", path, "there is something already", "Name another output, or remove it")
     if mask_target is not None and files.suffix_of(mask_target) not in (".nii", ".nii.gz"):
@@ -297,15 +314,26 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
         write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
                       derivation=f"Upsampled to {grid} mm by medgan ({told.method}, {told.profile} slice profile)")
     if mask_target is not None:
-        files.write(refined[0], mask_target)
+        try:
+            files.write(refined[0], mask_target)
+        except BaseException:
+            # Both or neither: an image alone would stand in the way of the next try.
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            raise
     return cast(UpsampleReport, told)
 
 
-def _check_options(profile: str, method: str, model: str | Path | None, adapt: bool, sharpness: float,
-                   settings: bool) -> None:
-    for name, value, known in (("profile", profile, ("auto", *PROFILES)), ("method", method, get_args(Method))):
+def check_options(*, profile: str = "auto", method: str = "network", model: str | Path | None = None,
+                  adapt: bool = False, sharpness: float = 0.0, thickness: float | None = None, device: str = "auto",
+                  settings: bool = False) -> None:
+    """Refuses options that mean nothing, before anything is read, with `CFG_VALUE`."""
+    for name, value, known in (("profile", profile, ("auto", *PROFILES)), ("method", method, get_args(Method)),
+                               ("device", device, get_args(Device))):
         if value not in known:
             raise Refused("CFG_VALUE", name, f"{value!r} is not one of {', '.join(known)}", "Name one of them")
+    for name, number in (("thickness", thickness), ("sharpness", sharpness)):
+        if number is not None and not isinstance(number, Real):
+            raise Refused("CFG_VALUE", name, f"{number!r} is not a number", "Give a number")
     if not 0 <= sharpness <= 1:
         raise Refused("CFG_VALUE", "sharpness", f"{sharpness} is not from 0 to 1", "Give a number from 0 to 1")
     for name, given in (("model", model is not None), ("adapt", adapt), ("sharpness", sharpness > 0),
@@ -323,6 +351,13 @@ def _checked(image: Volume) -> Volume:
         code = "PIX_COMPLEX" if image.array.dtype.kind == "c" else "INPUT_KIND"
         raise Refused(code, where, f"dtype {image.array.dtype} is not an image's", "Give integers or floats")
     refuse_nonfinite(image.array, where)
+    if not rigid(image.affine):
+        raise Refused("GEOM_SHEAR", where, "the affine is sheared, not rotation times scale",
+                      "Resample the image onto a grid with orthogonal axes")
+    largest = max(abs(float(image.array.min())), abs(float(image.array.max())))
+    if largest > LARGEST:
+        raise Refused("PIX_PRECISION_LOSS", where, f"values of up to {largest:.3g} cannot be computed with",
+                      "Scale the values, or clip what is no measurement")
     return image
 
 
@@ -331,8 +366,7 @@ def _factors(image: Volume, spacing: Sequence[float] | float | None,
     """One factor for each axis, and what is to be said about them."""
     remarks = []
     if spacing is not None or factor is not None:
-        wanted = np.repeat(spacing, 3).tolist() if isinstance(spacing, int | float) else spacing
-        factors = wanted_factors(image, factor, wanted)
+        factors = wanted_factors(image, factor, spacing)
     else:
         now, finest = image.spacing_mm, min(image.spacing_mm)
         if max(now) <= ANISOTROPIC * finest:

@@ -25,16 +25,18 @@ from medgan.imaging.restoration import acquisitions, wanted_factors
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial, write_json, write_text
 from medgan.verbs.progress import Progress, Report, silent
-from medgan.verbs.upsample import UpsampleReport, upsample
+from medgan.verbs.upsample import UpsampleReport, check_options, upsample
 
 #: What an output folder was asked to be; it makes a killed call go on and a different one be refused.
 PLAN = "medgan-upsample.json"
 #: What became of each case; rewritten after every one, so that it also says which are left.
 TABLE = "upsample.csv"
-COLUMNS = ("id", "status", "method", "model", "factors", "spacing", "profile", "thickness", "consistency", "warnings",
-           "input")
+COLUMNS = ("id", "status", "method", "model", "factors", "spacing", "profile", "profile_from", "confidence",
+           "thickness", "noise", "consistency", "warnings", "input")
 #: Refusals of what was asked for: no case is at fault, and none would be done.
 _OPTIONS_AT_FAULT = ("CFG_", "RUN_", "CKPT_", "OUT_")
+#: Options that can be checked before anything is read.
+_CHECKED = ("profile", "method", "model", "adapt", "sharpness", "thickness", "device")
 #: Options that do not change what is asked for.
 _FREE = ("device",)
 
@@ -105,7 +107,8 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
     if options.get("factor") is not None:
         wanted_factors(Volume(np.zeros((1, 2, 2, 2))), options["factor"], None)
     _check_target(dataset, target)
-    plan = {"layout": dataset.layout, "seed": seed, "options": _plain(options)}
+    plan = {"layout": dataset.layout, "seed": seed, "options": _plain(options), "weights": _weights(options)}
+    _check_spacing(dataset, options.get("spacing"))
     work = Work(dataset, target, seed, dict(options))
     new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
@@ -119,6 +122,27 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
             if not begun:
                 _undo(target, new)
             raise
+
+
+def _weights(options: Mapping[str, Any]) -> str | None:
+    """Hash of the model, so that a call is not gone on with by another one of the same name."""
+    check_options(**{name: options[name] for name in options if name in _CHECKED})
+    if options.get("method", "network") == "linear":
+        return None
+    from medgan.learning.sharpening import Sharpener
+
+    return Sharpener.open(options.get("model"), options.get("device", "auto"), options.get("sharpness", 0.0)).hash
+
+
+def _check_spacing(dataset: Dataset, spacing: Any) -> None:
+    """Refuses a spacing that is impossible for the first case that can be read."""
+    for case in dataset.cases if spacing is not None else ():
+        try:
+            image, _ = _loaded(dataset, case)
+        except Refused:
+            continue
+        wanted_factors(image, None, spacing)
+        return
 
 
 @dataclass(frozen=True)
@@ -232,6 +256,8 @@ def _case(work: Work, case: Case) -> Row:
     unplaced = [note.why for note in image.notes if note.code == "GEOM_NO_SPACING"]
     return {**row, "status": "done", "method": told.method, "model": told.model or "",
             "factors": _numbers(told.factors), "spacing": _numbers(told.spacing_mm), "profile": told.profile,
+            "profile_from": told.profile_from, "noise": _numbers(told.noise),
+            "confidence": "" if told.confidence is None else f"{told.confidence:.2f}",
             "thickness": _numbers(told.thickness_mm), "consistency": f"{told.consistency:.4g}",
             "warnings": "; ".join((*unplaced, *told.warnings))}
 

@@ -83,7 +83,7 @@ class _Block(nn.Module):
 class _DenseBlock(nn.Module):
     """A block in which each convolution sees all before it, scaled and shifted by the condition.
 
-    A plain 3D network of these beats transformers at this task (RRDB: Wang et al. 2018, "ESRGAN"; in 3D: RRDBNet3D).
+    Reference: Wang et al. 2018, "ESRGAN" (residual in residual dense blocks).
     """
 
     def __init__(self, dims: int, width: int) -> None:
