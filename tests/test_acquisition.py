@@ -414,4 +414,4 @@ def test_smoothness_is_chosen_near_the_best_by_the_noise(factor: float) -> None:
         errors[noise] = np.square(along(chosen.inverse, thick, 2) - truth).mean() / min(tried)
         if noise == 20.0:
             assert tried[0] > 1.5 * min(tried)  # the choice matters here
-    assert max(errors.values()) < 1.15
+    assert max(errors.values()) < 1.25
