@@ -41,8 +41,9 @@ BLOCKS, HELD_BACK = 9, (2, 6)
 #: How far the weights go towards what was learned: through-plane detail is not quite what in-plane detail is, and a
 #: part of the way was better on more scans than all of it.
 SHARE = 0.6
-#: Batches of held-back patches that judge, and what they must gain, in dB: less was no gain across the slices.
-JUDGES, LEAST_GAIN = 12, 0.1
+#: Batches of held-back patches that judge, and what they must gain, in dB: on the scans of docs/upsample.md less than
+#: this was no gain across the slices, and more was one.
+JUDGES, LEAST_GAIN = 12, 0.4
 
 
 def adapt(
