@@ -74,8 +74,8 @@ def adapt(
     own = usual.over(file=config, settings=settings)
     sources = _sources(sharpener, image, scans, maps, noises, own.data.crop)
     if sources is None:
-        return sharpener, None, (f"the model was not adapted: no two axes of the scan are sharp and {SHORTEST} "
-                                 "voxels long")
+        return sharpener, None, ("the model was not adapted: no two axes of the scan are sharper than its slices and "
+                                 f"{SHORTEST} voxels long")
     learned, judged = (replace(source, config=own) for source in sources)
     task = UpscaleTask(own, learned.interface)
     task.generator.load_state_dict(sharpener.generator.state_dict())
@@ -103,31 +103,22 @@ def _sources(
     if not refined:
         return None
     thick = max(refined, key=lambda axis: image.spacing_mm[axis])
-    sharp = [axis for axis in range(3) if image.spacing_mm[axis] * SHARP < image.spacing_mm[thick]]
-    array, scan = image.array, scans[thick]
-    if len(sharp) == 2:
-        # Neighbouring planes are needed at the pixels' own distance: those of a first result will do.
-        array = refine(image, [s if axis == thick else replace(s, factor=1.0, fine=0) for axis, s in enumerate(scans)],
-                       maps, noises=noises, sharpen=sharpener.add).array
-        grid = image.spacing_mm[thick] / math.sqrt(image.spacing_mm[sharp[0]] * image.spacing_mm[sharp[1]])
-        pixels: tuple[float, ...] = (1.0,)
-        cut = thick
-    else:
-        # All axes alike: coarser copies of the scan stand to it as it stands to what is wanted.
-        sharp = [axis for axis in range(3) if image.spacing_mm[axis] <= SHARP * min(image.spacing_mm)]
-        grid, cut = scan.factor, int(np.argmin(array.shape[1:]))
-        pixels = 1.0, grid
-        sharp = [axis for axis in sharp if axis != cut]
-    shortest = min((array.shape[axis + 1] for axis in sharp), default=0)
+    # A scan whose axes are all alike has nothing sharper to show; coarser copies of it taught what is not so at its own
+    # scale.
+    sharp = tuple(axis for axis in range(3) if image.spacing_mm[axis] * SHARP < image.spacing_mm[thick])
+    shortest = min((image.shape[axis] for axis in sharp), default=0)
     if len(sharp) < 2 or shortest < SHORTEST:
         return None
-    fixed = replace(scan, noise=float(np.mean(noises)))
-    plans = tuple(Plan.fixed_to(fixed, grid, pixel, shortest, crop) for pixel in pixels)
-    blocks = list(_blocks(array, cut))
+    # Neighbouring planes are needed at the pixels' own distance: those of a first result will do.
+    alone = [scan if axis == thick else replace(scan, factor=1.0, fine=0) for axis, scan in enumerate(scans)]
+    array = refine(image, alone, maps, noises=noises, sharpen=sharpener.add).array
+    grid = image.spacing_mm[thick] / math.sqrt(image.spacing_mm[sharp[0]] * image.spacing_mm[sharp[1]])
+    plans = (Plan.fixed_to(replace(scans[thick], noise=float(np.mean(noises))), grid, shortest, crop),)
+    blocks = list(_blocks(array, thick))
     learned, held = ([part for number, part in enumerate(blocks) if (number in HELD_BACK) is back]
                      for back in (False, True))
     interface = dict(sharpener.interface)
-    return tuple(UpscaleSource.of_one(parts, maps, tuple(sharp), plans, sharpener.config, interface)  # type: ignore[return-value]
+    return tuple(UpscaleSource.of_one(parts, maps, sharp, plans, sharpener.config, interface)  # type: ignore[return-value]
                  for parts in (learned, held))
 
 

@@ -267,11 +267,10 @@ class Plan:
         return cls(grid, pixel, factor, min(SLICES, int(shortest / grid)), width, dims)
 
     @classmethod
-    def fixed_to(cls, scan: Acquisition, grid: float, pixel: float, shortest: int, crop: int) -> Plan:
-        """One acquisition in 2D: slices `grid` voxels apart, pixels of `pixel` voxels, a volume of that size."""
+    def fixed_to(cls, scan: Acquisition, grid: float, shortest: int, crop: int) -> Plan:
+        """One acquisition in 2D, with slices `grid` voxels apart, in a volume whose shortest sharp axis is given."""
         slices = min(SLICES, int(shortest / grid))
-        width = max(8, min(crop, int(shortest / pixel)))
-        return cls(grid, pixel, min(scan.factor, grid), slices, width, 2, scan)
+        return cls(grid, 1.0, min(scan.factor, grid), slices, min(crop, shortest), 2, scan)
 
     @property
     def anisotropy(self) -> float:
