@@ -231,3 +231,22 @@ def test_runs_of_other_tasks_are_refused(tmp_path: Path) -> None:
     checkpoints.create_run(tmp_path / "run", config, {}, {})
     with pytest.raises(Refused, match="RUN_TASK"):
         Sharpener.open(tmp_path / "run")
+
+
+def test_threads_change_no_bit_and_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medgan.learning.sharpening.VOXELS", {2: 2000})
+    sharpener, scan = Sharpener.open(None, "cpu"), Acquisition(14, 3.0)
+    thick = np.random.default_rng(0).uniform(-1, 1, (30, 40, 14)).astype(np.float32)
+    step = Pass(2, scan, (1.0, 1.0, 3.0), slice(0, 14), slice(0, 42))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            linear = along(scan.inverse, thick, 2)
+            sharpener.add(linear, thick, IntensityMap((-1.0, 1.0), (-1.0, 1.0)), step)
+            assert torch.get_num_threads() == threads
+            results.append(linear)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])

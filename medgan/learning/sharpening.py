@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,6 +33,8 @@ SHIPPED, SHIPPED_SHARP = (Path(__file__).resolve().parents[1] / "weights" / f"{n
 #: Thick voxels that go through a generator of 2 or 3 dimensions at once: few keep to the cache; in 3D every block
 #: needs a border as wide as the network's reach, so it must be larger. The features then take up to 200 MB.
 VOXELS = {2: 50_000, 3: 400_000}
+#: Blocks worked on at once, at most; each takes its own memory.
+TOGETHER = 4
 #: What lies this close to the darkest network value is background: nothing is drawn where there is nothing else.
 DARK = 1e-4
 
@@ -195,7 +198,6 @@ class Sharpener:
         deviation: NDArray[np.float32] = np.sqrt(np.maximum(squares / (2 * count) - mean**2, 0)) * np.float32(scale)
         return deviation
 
-    @torch.inference_mode()
     def _look(self, grey: NDArray[np.float32], residual: NDArray[np.float32], told: torch.Tensor,
               positions: NDArray[np.float64]) -> None:
         """Adds the residual (N, P, Q) for thick network values (T, P, Q)."""
@@ -209,20 +211,42 @@ class Sharpener:
         most = VOXELS[self.generator.dims]
         edge = max(16, most // slices) if planar else max(16, int((most / slices) ** 0.5))
         step = max(1, most // (slices * min(width, edge))) if planar else edge
+        blocks = []
         for deep, seen in _tiles(depth, step, 0 if planar else reach):
             columns = np.flatnonzero(shown[:, deep].any(axis=1))
-            if not columns.size:
-                continue
-            first, last = int(columns[0]), int(columns[-1]) + 1
-            for across, wide in _tiles(width, edge, reach, first, last):
-                block = _stacked(grey, wide, seen, self.generator.planes) if planar else grey[None, None, :, wide, seen]
-                batch = torch.from_numpy(np.ascontiguousarray(block)).to(self.device)
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-                    made = self.generator(batch, told, rows)[:, 0].cpu().numpy()
-                made = made.transpose(1, 2, 0) if planar else made[0]
-                inner = slice(across.start - wide.start, across.stop - wide.start)
-                low = slice(deep.start - seen.start, deep.stop - seen.start)
-                residual[:, across, deep] += made[:, inner, low] * shown[across, deep]
+            if columns.size:
+                first, last = int(columns[0]), int(columns[-1]) + 1
+                blocks += [(across, wide, deep, seen) for across, wide in _tiles(width, edge, reach, first, last)]
+
+        @torch.inference_mode()
+        def draw(block: tuple[slice, slice, slice, slice]) -> None:
+            across, wide, deep, seen = block
+            part = _stacked(grey, wide, seen, self.generator.planes) if planar else grey[None, None, :, wide, seen]
+            batch = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+                made = self.generator(batch, told, rows)[:, 0].cpu().numpy()
+            made = made.transpose(1, 2, 0) if planar else made[0]
+            inner = slice(across.start - wide.start, across.stop - wide.start)
+            low = slice(deep.start - seen.start, deep.stop - seen.start)
+            residual[:, across, deep] += made[:, inner, low] * shown[across, deep]
+
+        _for_each(blocks, draw, torch.get_num_threads() if self.device.type == "cpu" else 1)
+
+
+def _for_each(blocks: Sequence[Any], work: Callable[[Any], None], threads: int) -> None:
+    """Works on several blocks at once, which small convolutions gain more from than from several threads each."""
+    together = min(TOGETHER, threads, len(blocks))
+    if together < 2:
+        for block in blocks:
+            work(block)
+        return
+    torch.set_num_threads(threads // together)
+    try:
+        with ThreadPoolExecutor(together) as pool:
+            for _ in pool.map(work, blocks):
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shown(grey: NDArray[np.float32], reach: int, planes: int) -> NDArray[np.bool_]:
