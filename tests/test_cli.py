@@ -55,8 +55,10 @@ def everything(folder: Path) -> list[str]:
 
 
 def process(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    # Tests that a shell started in the background inherit an ignored SIGINT, and would hand it on.
     return subprocess.Popen([sys.executable, "-m", "medgan.cli", *map(str, arguments)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
 def test_version_and_help(medgan: Command) -> None:
