@@ -16,7 +16,7 @@ from medgan.imaging.slices import Acquisition, along
 from medgan.imaging.volume import Volume
 
 #: Output voxels worked on at once; each takes about 20 bytes on the way.
-SLAB_VOXELS = 24_000_000
+SLAB_VOXELS = 16_000_000
 #: Voxels beyond a slab that take part in the computation of each axis: the network sees no farther, and the linear
 #: inverse dies away within. A slab is never shorter than this.
 HALO = 20

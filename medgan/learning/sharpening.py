@@ -189,12 +189,15 @@ class Sharpener:
                 target = other if flipped else total
                 target += look
         count = len(partners)
-        linear += total * (scale / count)
+        mean = None if squares is None else (total + other) / (2 * count)
+        # In place and given back at once: these are the largest arrays there are.
+        total *= scale / count
+        linear += total
+        del total, other
         lacking = thick - along(step.matrix, linear, axis)
         linear += along(np.mean(trusts) * step.back, lacking, axis)
-        if squares is None:
+        if squares is None or mean is None:
             return None
-        mean = (total + other) / (2 * count)
         deviation: NDArray[np.float32] = np.sqrt(np.maximum(squares / (2 * count) - mean**2, 0)) * np.float32(scale)
         return deviation
 
