@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,10 +82,7 @@ def augment(
                      "skipped": dict(made.skipped), "run": str(made.run) if made.run else None})
     else:
         print(f"{made.out}: {made.originals} real cases and {len(made.synthetic)} synthetic ones")
-    for case, why in made.skipped.items():
-        print(f"skipped {case}: {why}", file=sys.stderr)
-    if made.skipped:
-        raise typer.Exit(EXIT_SKIPPED)
+    _end_with(made.skipped)
 
 
 @app.command()
@@ -173,9 +171,14 @@ def _print_folder(made: FolderReport, as_json: bool) -> None:
                      "table": str(made.table)})
     else:
         print(f"{made.out}: {len(made.done)} of {len(made.done) + len(made.skipped)} cases, described in {made.table}")
-    for case, why in made.skipped.items():
+    _end_with(made.skipped)
+
+
+def _end_with(skipped: Mapping[str, str]) -> None:
+    """Names the cases that were skipped, and ends with the exit code that says so."""
+    for case, why in skipped.items():
         print(f"skipped {case}: {why}", file=sys.stderr)
-    if made.skipped:
+    if skipped:
         raise typer.Exit(EXIT_SKIPPED)
 
 

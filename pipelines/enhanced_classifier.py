@@ -168,7 +168,8 @@ def versions(volume: Volume, axis: int, factor: int, profile: Profile, **options
     thick = simulate(replace(volume, array=whole.astype(np.float32)), axis=axis,
                      spacing_mm=factor * volume.spacing_mm[axis], profile=profile)
     finer: dict[str, Any] = {"factor": [factor if a == axis else 1 for a in range(3)], "profile": profile}
-    network, said = medgan.upsample(thick, **finer, **options, method="network", report=True)
+    network, said = medgan.upsample(thick, **finer, **options, method="network", report=True,
+                                    maps=False)
     made = {
         "thick": thick.array.repeat(factor, axis=axis + 1),
         "cubic": np.stack([spline(channel, axis, factor) for channel in thick.array]),

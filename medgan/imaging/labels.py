@@ -7,7 +7,7 @@ above and below where an outline is heading, so each class is interpolated as on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -215,13 +215,7 @@ def _keep_parts(coarse: NDArray[Any], fine: NDArray[Any], value: Any, scans: Seq
 
 
 def _fine(scans: Sequence[Acquisition], coarse: Box) -> Box:
-    """The fine voxels whose centres lie within coarse ones; the last one takes whatever lies beyond."""
-    return tuple(slice(*_ends(scan, part)) for scan, part in zip(scans, coarse, strict=True))
-
-
-def _ends(scan: Acquisition, part: slice) -> Iterator[int]:
-    yield int(np.searchsorted(scan.positions, part.start))
-    yield scan.fine if part.stop == scan.slices else int(np.searchsorted(scan.positions, part.stop))
+    return tuple(scan.within(part) for scan, part in zip(scans, coarse, strict=True))
 
 
 def _grown(box: Box, reach: Sequence[int], shape: Sequence[int]) -> Box:

@@ -178,14 +178,7 @@ def _slabs(scan: Acquisition, voxels: int, most: int, halo: int) -> Iterator[_Sl
     for start in range(0, scan.slices, length):
         stop = min(scan.slices, start + length)
         seen = slice(max(0, start - halo), min(scan.slices, stop + halo))
-        yield _Slab(seen, _fine(scan, seen), _fine(scan, slice(start, stop)))
-
-
-def _fine(scan: Acquisition, coarse: slice) -> slice:
-    """The fine voxels whose centres lie within coarse ones; the last one takes whatever lies beyond."""
-    start = int(np.searchsorted(scan.positions, coarse.start))
-    stop = scan.fine if coarse.stop == scan.slices else int(np.searchsorted(scan.positions, coarse.stop))
-    return slice(start, stop)
+        yield _Slab(seen, scan.within(seen), scan.within(slice(start, stop)))
 
 
 def _coarse(scan: Acquisition, slab: _Slab) -> slice:

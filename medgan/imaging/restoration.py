@@ -133,11 +133,15 @@ def wanted_factors(volume: Volume, factor: float | Sequence[float] | None,
     return tuple(float(value) for value in factors)
 
 
+def thick_axis(volume: Volume, factors: Sequence[float]) -> int:
+    """The coarsest axis among those to be refined."""
+    return max(range(volume.dims), key=lambda axis: (factors[axis] > 1, volume.spacing_mm[axis]))
+
+
 def acquisitions(volume: Volume, factors: Sequence[float], profile: Profile, thickness_mm: float | None,
                  noise: float = 0.0) -> tuple[Acquisition, ...]:
     """The acquisition of each axis; `thickness_mm` is that of the coarsest axis among those to be refined."""
-    spacing = volume.spacing_mm
-    thick = max(range(volume.dims), key=lambda axis: (factors[axis] > 1, spacing[axis]))
+    spacing, thick = volume.spacing_mm, thick_axis(volume, factors)
     widths = [1.0] * volume.dims
     if thickness_mm is not None:
         widths[thick] = positive_mm(thickness_mm) / spacing[thick]

@@ -169,6 +169,12 @@ class Acquisition:
         """Centres of the fine voxels, (N,), in slice spacings from the first slice's outer edge."""
         return np.asarray((np.arange(self.fine) + 0.5) / self.factor, dtype=np.float64)
 
+    def within(self, coarse: slice) -> slice:
+        """The fine voxels whose centres lie within slices; the last slice takes whatever lies beyond."""
+        start = int(np.searchsorted(self.positions, coarse.start))
+        stop = self.fine if coarse.stop == self.slices else int(np.searchsorted(self.positions, coarse.stop))
+        return slice(start, stop)
+
 
 def along(matrix: NDArray[Any], array: NDArray[Any], axis: int) -> NDArray[np.float32]:
     """Multiplies every line of `array` along `axis` by `matrix`, in chunks, in float32.

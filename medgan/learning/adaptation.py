@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from medgan.imaging.intensity import IntensityMap
 from medgan.imaging.refine import refine
+from medgan.imaging.restoration import thick_axis
 from medgan.imaging.slices import Acquisition
 from medgan.imaging.volume import Volume
 from medgan.learning.loop import State, train
@@ -99,10 +100,9 @@ def _sources(
     noises: Sequence[float], crop: int,
 ) -> tuple[UpscaleSource, UpscaleSource] | None:
     """Where to learn from and where to judge; None where there is nothing to learn from."""
-    refined = [axis for axis in range(3) if scans[axis].factor >= sharpener.lowest]
-    if not refined:
+    thick = thick_axis(image, [scan.factor for scan in scans])
+    if scans[thick].factor < sharpener.lowest:
         return None
-    thick = max(refined, key=lambda axis: image.spacing_mm[axis])
     # A scan whose axes are all alike has nothing sharper to show; coarser copies of it taught what is not so at its own
     # scale.
     sharp = tuple(axis for axis in range(3) if image.spacing_mm[axis] * SHARP < image.spacing_mm[thick])
@@ -117,9 +117,9 @@ def _sources(
     blocks = list(_blocks(array, thick))
     learned, held = ([part for number, part in enumerate(blocks) if (number in HELD_BACK) is back]
                      for back in (False, True))
-    interface = dict(sharpener.interface)
-    return tuple(UpscaleSource.of_one(parts, maps, sharp, plans, sharpener.config, interface)  # type: ignore[return-value]
-                 for parts in (learned, held))
+    first, second = (UpscaleSource.of_one(parts, maps, sharp, plans, sharpener.config, sharpener.interface)
+                     for parts in (learned, held))
+    return first, second
 
 
 def _blocks(array: NDArray[np.generic], cut: int) -> Iterator[NDArray[np.float32]]:

@@ -163,9 +163,9 @@ class Sharpener:
         straight = mapping.straight()
         scale = (straight.raw[1] - straight.raw[0]) / (straight.mapped[1] - straight.mapped[0])
         grey = straight.forward(thick, np.float32)
-        total = np.zeros(linear.shape, dtype=np.float32)
-        squares = np.zeros(linear.shape, dtype=np.float32) if spread else None
-        other = np.zeros(linear.shape, dtype=np.float32) if spread else total
+        total = np.zeros_like(linear)
+        # Of all looks, flipped ones too: their sum and the sum of their squares.
+        sums = (np.zeros_like(linear), np.zeros_like(linear)) if spread else None
         trusts = []
         for partner in partners:
             order = (axis, partner, 3 - axis - partner)
@@ -176,29 +176,30 @@ class Sharpener:
                                 device=self.device)
             with torch.inference_mode():
                 trusts.append(float(self.generator.trusted(told)))
-            seen, drawn = grey.transpose(order), total.transpose(order)
-            if squares is None:
-                self._look(seen, drawn, told, step.positions)
+            seen = grey.transpose(order)
+            if sums is None:
+                self._look(seen, total.transpose(order), told, step.positions)
                 continue
             for flipped in (False, True):
                 look = np.zeros_like(linear)
                 mirror = (slice(None, None, -1 if flipped else 1),)
                 positions = seen.shape[0] - step.positions[::-1] if flipped else step.positions
                 self._look(seen[mirror], look.transpose(order)[mirror], told, positions)
-                squares += look**2
-                target = other if flipped else total
-                target += look
+                for kept, values in zip(sums, (look, look**2), strict=True):
+                    kept += values
+                if not flipped:
+                    total += look
         count = len(partners)
-        mean = None if squares is None else (total + other) / (2 * count)
         # In place and given back at once: these are the largest arrays there are.
         total *= scale / count
         linear += total
-        del total, other
+        del total
         lacking = thick - along(step.matrix, linear, axis)
         linear += along(np.mean(trusts) * step.back, lacking, axis)
-        if squares is None or mean is None:
+        if sums is None:
             return None
-        deviation: NDArray[np.float32] = np.sqrt(np.maximum(squares / (2 * count) - mean**2, 0)) * np.float32(scale)
+        mean, square = (kept / (2 * count) for kept in sums)
+        deviation: NDArray[np.float32] = np.sqrt(np.maximum(square - mean**2, 0)) * np.float32(scale)
         return deviation
 
     def _look(self, grey: NDArray[np.float32], residual: NDArray[np.float32], told: torch.Tensor,

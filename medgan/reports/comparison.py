@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from medgan.reports.tables import estimate, signed, table
+
 #: Arms that need no training; a generator has to beat them to be worth it.
 CONTROLS = ("duplicated", "paste", "procedural")
 ARMS = {
@@ -45,10 +47,10 @@ def verdict(tests: Mapping[str, Any], method: str) -> str:
         said = {"better": "helped", "worse": "hurt", "no difference shown": "were not shown to help"}[finding(change)]
         if finding(change) != "no difference shown" and test["patients"] < ENOUGH_PATIENTS:
             said += f" on these {test['patients']} patients, too few to claim it of others"
-        text = f"On {name}, {method} images {said}: AUROC {_signed(change)} against real images alone"
+        text = f"On {name}, {method} images {said}: AUROC {signed(change)} against real images alone"
         if against:
             best = max(against, key=lambda other: test["arms"][other]["auroc"]["mean"])
-            text += f"; against the best control ({best}) {_signed(against[best])}: {finding(against[best])}"
+            text += f"; against the best control ({best}) {signed(against[best])}: {finding(against[best])}"
         if (alone := test["arms"]["real"]["auroc"]["mean"]) >= CEILING:
             text += f". With {alone:.3f} for real images alone there was nothing left to gain"
         blind = max(test["trivial"], key=test["trivial"].__getitem__)
@@ -105,16 +107,16 @@ def _size(test: Mapping[str, Any]) -> str:
 
 def _arms(test: Mapping[str, Any]) -> list[str]:
     rows = [["arm", *(f"{title} (sd of seeds) [interval]" for title in MEASURES.values())]]
-    rows += [[ARMS.get(arm, arm), *(_estimate(values[measure]) for measure in MEASURES)]
+    rows += [[ARMS.get(arm, arm), *(estimate(values[measure]) for measure in MEASURES)]
              for arm, values in test["arms"].items()]
-    return _table(rows)
+    return table(rows)
 
 
 def _differences(test: Mapping[str, Any]) -> list[str]:
     rows = [["paired difference", *MEASURES.values(), "by AUROC"]]
-    rows += [[pair, *(_signed(values[measure]) for measure in MEASURES), finding(values["auroc"])]
+    rows += [[pair, *(signed(values[measure]) for measure in MEASURES), finding(values["auroc"])]
              for pair, values in test["differences"].items()]
-    return _table(rows)
+    return table(rows)
 
 
 def _training(folds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -127,24 +129,10 @@ def _training(folds: Sequence[Mapping[str, Any]]) -> list[str]:
                      sum(len(fold["made"][method]["skipped"]) for fold in folds)) for method in folds[0]["made"]}
     said = [f"{method} {cases}" + (f" (and {skipped} that failed)" if skipped else "")
             for method, (cases, skipped) in made.items()]
-    return [*_table(rows), "", f"Synthetic cases made, all folds: {', '.join(said)}."]
+    return [*table(rows), "", f"Synthetic cases made, all folds: {', '.join(said)}."]
 
 
 def _names(patients: Sequence[str], most: int = 4) -> str:
     if not patients:
         return "none"
     return ", ".join(patients[:most]) + (f" and {len(patients) - most} more" if len(patients) > most else "")
-
-
-def _estimate(values: Mapping[str, Any]) -> str:
-    deviation = "" if values["seed_sd"] is None else f" ({values['seed_sd']:.3f})"
-    return f"{values['mean']:.3f}{deviation} [{values['low']:.3f}, {values['high']:.3f}]"
-
-
-def _signed(values: Mapping[str, Any]) -> str:
-    return f"{values['mean']:+.3f} [{values['low']:+.3f}, {values['high']:+.3f}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return [head, "|" + "---|" * len(rows[0]), *body]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medgan.reports.comparison import FEW_PATIENTS, finding
+from medgan.reports.tables import estimate, signed, table
 
 #: What each arm's volumes are.
 ARMS = {"thick": "thick slices, each repeated", "cubic": "cubic spline, the usual way", "linear": "medgan, linear",
@@ -20,10 +21,10 @@ def verdict(question: str, test: Mapping[str, Any]) -> str:
     """A plain sentence on whether the network's volumes were better than thick ones and than the other ways."""
     change = test["differences"]["network - thick"][DECIDES]
     lost = -test["differences"]["thick - original"][DECIDES]["mean"]
-    rivals = " and ".join(f"{_signed(test['differences'][f'network - {rival}'][DECIDES])} against {rival} "
+    rivals = " and ".join(f"{signed(test['differences'][f'network - {rival}'][DECIDES])} against {rival} "
                           f"({finding(test['differences'][f'network - {rival}'][DECIDES])})"
                           for rival in ("cubic", "linear"))
-    text = (f"Networks {question}: medgan's network {SAID[finding(change)]}: Dice {_signed(change)} against thick "
+    text = (f"Networks {question}: medgan's network {SAID[finding(change)]}: Dice {signed(change)} against thick "
             f"slices, where thick slices cost {lost:.3f} against original volumes; {rivals}.")
     if test["people"] < FEW_PATIENTS:
         text += f" With {test['people']} people this is rough."
@@ -72,26 +73,12 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _arms(test: Mapping[str, Any]) -> list[str]:
     measures = list(next(iter(test["arms"].values())))
     rows = [["volumes", *(f"Dice {name} (sd of seeds) [interval]" for name in measures)]]
-    return _table(rows + [[ARMS[arm], *(_estimate(values[name]) for name in measures)]
+    return table(rows + [[ARMS[arm], *(estimate(values[name]) for name in measures)]
                           for arm, values in test["arms"].items()])
 
 
 def _differences(test: Mapping[str, Any]) -> list[str]:
     measures = list(next(iter(test["arms"].values())))
     rows = [["paired difference", *measures, "detectable (mean)", "by the mean"]]
-    return _table(rows + [[pair, *(_signed(values[name]) for name in measures), f"{values[DECIDES]['detectable']:.3f}",
+    return table(rows + [[pair, *(signed(values[name]) for name in measures), f"{values[DECIDES]['detectable']:.3f}",
                            finding(values[DECIDES])] for pair, values in test["differences"].items()])
-
-
-def _estimate(values: Mapping[str, Any]) -> str:
-    deviation = "" if values["seed_sd"] is None else f" ({values['seed_sd']:.3f})"
-    return f"{values['mean']:.3f}{deviation} [{values['low']:.3f}, {values['high']:.3f}]"
-
-
-def _signed(values: Mapping[str, Any]) -> str:
-    return f"{values['mean']:+.3f} [{values['low']:+.3f}, {values['high']:+.3f}]"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return [head, "|" + "---|" * len(rows[0]), *body]

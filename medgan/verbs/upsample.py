@@ -23,7 +23,7 @@ from medgan.imaging.geometry import align_mask, zoomed_affine
 from medgan.imaging.intensity import intensity_maps
 from medgan.imaging.nifti_header import rigid
 from medgan.imaging.refine import refine
-from medgan.imaging.restoration import acquisitions, wanted_factors
+from medgan.imaging.restoration import acquisitions, thick_axis, wanted_factors
 from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile, positive_mm
 from medgan.imaging.volume import Volume
 from medgan.verbs.progress import Progress, Report, silent
@@ -93,6 +93,12 @@ class UpsampleReport:
     warnings: tuple[str, ...]
     deviation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     spread: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def derivation(self) -> str:
+        """What was done, for the header of a derived series."""
+        grid = " x ".join(f"{mm:.4g}" for mm in self.spacing_mm)
+        return f"Upsampled to {grid} mm by medgan ({self.method}, {self.profile} slice profile)"
 
     def scalars(self) -> dict[str, Any]:
         """Everything as plain JSON values; of a map its root mean square and its 99th percentile."""
@@ -174,9 +180,12 @@ def upsample(
     sharpener = _opened(model, device, sharpness) if method == "network" else None
     chosen = sharpener.config.over(file=config, settings=settings).intensity if sharpener else Intensity()
     ranges = tuple(mapping.straight() for mapping in intensity_maps(image.array, chosen))
-    noises = tuple(2 * estimate_noise(channel, _thick_axis(image, factors)) / (mapping.raw[-1] - mapping.raw[0])
-                   for channel, mapping in zip(image.array, ranges, strict=True))
-    known = _known(image, factors, profile, thickness, noises, remarks)
+    axis = thick_axis(image, factors)
+    deviations = [estimate_noise(channel, axis) for channel in image.array]
+    # Over half the intensity range, as the network has it.
+    noises = tuple(2 * deviation / (mapping.raw[-1] - mapping.raw[0])
+                   for deviation, mapping in zip(deviations, ranges, strict=True))
+    known = _known(image, axis, profile, thickness, deviations, remarks)
     scans = tuple(replace(scan, certain=known.origin == "told") for scan in acquisitions(
         image, factors, known.profile, known.thickness_mm))
     _check_size(image, scans)
@@ -224,20 +233,14 @@ class _Known:
     confidence: float | None = None
 
 
-def _thick_axis(image: Volume, factors: Sequence[float]) -> int:
-    """The coarsest axis among those to be refined."""
-    return max(range(image.dims), key=lambda axis: (factors[axis] > 1, image.spacing_mm[axis]))
-
-
-def _known(image: Volume, factors: Sequence[float], profile: str, thickness: float | None,
-           noises: Sequence[float], remarks: list[str]) -> _Known:
-    """The slice profile: told, from the header, estimated or assumed."""
-    axis = _thick_axis(image, factors)
+def _known(image: Volume, axis: int, profile: str, thickness: float | None, deviations: Sequence[float],
+           remarks: list[str]) -> _Known:
+    """The slice profile along an axis: told, from the header, estimated or assumed."""
     spacing = image.spacing_mm[axis]
     header = image.slice_thickness_mm if axis == 2 else None
     if thickness is not None and not POSSIBLE[0] <= positive_mm(thickness) / spacing <= POSSIBLE[1]:
         raise Refused("CFG_VALUE", "thickness", f"{thickness:g} mm is {thickness / spacing:.3g} slice spacings, and "
-                      f" {POSSIBLE[0]:g} to {POSSIBLE[1]:g} are possible", "Give the slices' full width in mm")
+                      f"{POSSIBLE[0]:g} to {POSSIBLE[1]:g} are possible", "Give the slices' full width in mm")
     if profile != "auto" or thickness is not None:
         told = cast(Profile, "gaussian" if profile == "auto" else profile)
         return _Known(told, header if thickness is None else thickness, "told")
@@ -247,7 +250,8 @@ def _known(image: Volume, factors: Sequence[float], profile: str, thickness: flo
             remarks.append(f"the header's slice thickness, {header:g} mm, was taken as {width * spacing:.3g} mm; name "
                            "profile and thickness to have it otherwise")
         return _Known("gaussian", width * spacing, "header")
-    found = [estimate_profile(channel, image.spacing_mm, axis) for channel in image.array]
+    found = [estimate_profile(channel, image.spacing_mm, axis, deviation)
+             for channel, deviation in zip(image.array, deviations, strict=True)]
     estimates = [estimate for estimate in found if estimate is not None]
     if not estimates:
         return _Known("gaussian", None, "assumed")
@@ -310,9 +314,8 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
     else:
         from medgan.imaging.dicom_write import write_derived
 
-        grid = " x ".join(f"{mm:.4g}" for mm in told.spacing_mm)
         write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
-                      derivation=f"Upsampled to {grid} mm by medgan ({told.method}, {told.profile} slice profile)")
+                      derivation=told.derivation)
     if mask_target is not None:
         try:
             files.write(refined[0], mask_target)

@@ -20,8 +20,7 @@ from medgan.datasets.layout_base import base_of, case_files, copy_path, write_li
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.paths import DICOM_ENDINGS, ending, folders, stem, visible
 from medgan.errors import Interrupted, Refused
-from medgan.imaging.labels import refine_labels
-from medgan.imaging.restoration import acquisitions, wanted_factors
+from medgan.imaging.restoration import wanted_factors
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial, write_json, write_text
 from medgan.verbs.progress import Progress, Report, silent
@@ -245,9 +244,8 @@ def _case(work: Work, case: Case) -> Row:
     row = {**dict.fromkeys(COLUMNS, ""), "id": case.id, "input": _input(work, case)}
     try:
         image, mask = _loaded(work.dataset, case)
-        fine, told = upsample(image, report=True, maps=False, seed=work.seed, **work.options)
-        if mask is not None:
-            mask = refine_labels(mask, acquisitions(image, told.factors, told.profile, None))
+        fine, *refined, told = upsample(image, labels=mask, report=True, maps=False, seed=work.seed, **work.options)
+        mask = refined[0] if refined else None
         _save(work, case, fine, mask, told)
     except Refused as refused:
         if refused.code.startswith(_OPTIONS_AT_FAULT):
@@ -294,8 +292,7 @@ def _write_dicom(image: Volume, folder: Path, source: Path, told: UpsampleReport
     if folder.is_dir() and all(path.suffix == ".dcm" or ending(path.name) for path in folder.iterdir()):
         shutil.rmtree(folder)
     write_derived(image, folder, source=source, seed=seed, model_hash=told.model or "linear",
-                  derivation=f"Upsampled to {_numbers(told.spacing_mm)} mm by medgan ({told.method}, {told.profile} "
-                  "slice profile)")
+                  derivation=told.derivation)
 
 
 def _check_target(dataset: Dataset, target: Path) -> None:
