@@ -17,7 +17,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,20 @@ NOTED = ("method", "profile", "thickness_mm", "profile_from", "confidence", "noi
 FELL_BACK = "the linear method was used"
 #: The input for which SSIM and HFEN are taken too.
 MAIN = "gauss3"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What the scripts on the same volumes ask for."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True, help="the folder with brain-t1, ms, glioma, ct, ...")
+    made.add_argument("--quick", action="store_true", help="the middle of each volume only")
+    made.add_argument("--only", nargs="+", default=[""], help="only volumes whose names start so")
+    return made
+
+
+def real_scans(only: Sequence[str]) -> list[Scan]:
+    """The held-out volumes that are no phantoms."""
+    return [scan for scan in SCANS if not scan.phantom and scan.name.startswith(tuple(only))]
 
 
 def t2_phantom(size: int = 160) -> Volume:
@@ -274,25 +288,22 @@ def measure(scan: Scan, key: str, options: argparse.Namespace) -> dict[str, Any]
 
 def main() -> None:
     """Measures, prints the tables, and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with brain-t1, ms, glioma, ct, ...")
-    parser.add_argument("--model", type=Path, help="a run folder; by default the model that ships")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--inputs", nargs="+", choices=list(INPUTS), default=list(INPUTS))
-    parser.add_argument("--only", nargs="+", default=[""], help="only volumes whose names start so")
-    parser.add_argument("--methods", nargs="+", help="only these columns")
-    parser.add_argument("--adapt", action="store_true", help="also adapt the network to each volume, which is slow")
-    parser.add_argument("--psnr-only", action="store_true", help="leave out SSIM and HFEN")
-    parser.add_argument("--quick", action="store_true", help="the middle of each volume only")
-    parser.add_argument("--threads", type=int, default=1, help="for peers; ours go by OMP_NUM_THREADS")
-    parser.add_argument("--soupgan-python", type=Path)
-    parser.add_argument("--soupgan-weights", type=Path)
-    parser.add_argument("--out", type=Path, help="results as JSON, written after each volume")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has, measure the others")
-    parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    asked = parser(__doc__)
+    asked.add_argument("--model", type=Path, help="a run folder; by default the model that ships")
+    asked.add_argument("--device", default="auto")
+    asked.add_argument("--inputs", nargs="+", choices=list(INPUTS), default=list(INPUTS))
+    asked.add_argument("--methods", nargs="+", help="only these columns")
+    asked.add_argument("--adapt", action="store_true", help="also adapt the network to each volume, which is slow")
+    asked.add_argument("--psnr-only", action="store_true", help="leave out SSIM and HFEN")
+    asked.add_argument("--threads", type=int, default=1, help="for peers; ours go by OMP_NUM_THREADS")
+    asked.add_argument("--soupgan-python", type=Path)
+    asked.add_argument("--soupgan-weights", type=Path)
+    asked.add_argument("--out", type=Path, help="results as JSON, written after each volume")
+    asked.add_argument("--resume", action="store_true", help="keep the rows that --out has, measure the others")
+    asked.add_argument("--figure", type=Path)
+    options = asked.parse_args()
     if bool(options.soupgan_python) != bool(options.soupgan_weights):
-        parser.error("--soupgan-python and --soupgan-weights go together")
+        asked.error("--soupgan-python and --soupgan-weights go together")
     rows: list[dict[str, Any]] = []
     if options.resume and options.out and options.out.exists():
         rows = json.loads(options.out.read_text(encoding="utf-8"))

@@ -11,7 +11,6 @@ its floor is that of one half of the truth's patches to the other. Intervals are
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +108,11 @@ def figure(planes: list[NDArray[np.float32]], target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="the middle of each volume only")
-    parser.add_argument("--only", default="", help="only scans whose name holds this")
-    parser.add_argument("--figure", type=Path, help="a picture of the first volume")
-    arguments = parser.parse_args()
+    asked = bench.parser(__doc__)
+    asked.add_argument("--figure", type=Path, help="a picture of the first volume")
+    arguments = asked.parse_args()
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for scan in bench.SCANS:
-        if scan.phantom or arguments.only not in scan.name:
-            continue
+    for scan in bench.real_scans(arguments.only):
         measured, planes = measure(scan, arguments.data, arguments.quick)
         for name, values in measured.items():
             found.setdefault(name, {})[scan.person, scan.name] = values

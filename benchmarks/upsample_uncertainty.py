@@ -11,7 +11,6 @@ can compute without medgan: a map that does no better says nothing of its own. V
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +49,12 @@ def measure(scan: bench.Scan, kind: bench.Input, data: Path, quick: bool) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="the middle of each volume only")
-    parser.add_argument("--only", default="", help="only scans whose name holds this")
-    arguments = parser.parse_args()
+    asked = bench.parser(__doc__)
+    arguments = asked.parse_args()
     for key in INPUTS:
         kind = bench.INPUTS[key]
         found: dict[str, dict[tuple[str, str], list[float]]] = {}
-        for scan in bench.SCANS:
-            if scan.phantom or arguments.only not in scan.name:
-                continue
+        for scan in bench.real_scans(arguments.only):
             for name, values in measure(scan, kind, arguments.data, arguments.quick).items():
                 found.setdefault(name, {})[scan.person, scan.name] = values
         count = len(next(iter(found.values())))

@@ -38,31 +38,6 @@ SOLVABLE = 0.01
 CHUNK = 16_000_000
 
 
-def slice_profile(kind: Profile, thickness_mm: float, position_mm: NDArray[Any]) -> NDArray[np.float64]:
-    """The sensitivity of a slice at distances from its centre, scaled to an integral of one.
-
-    Args:
-        kind: `gaussian`; `rect`, an ideal slice and also what averaging thin slices gives; or `sinc`, the point
-            spread of a Fourier-encoded slice axis, ended by a Hann window after four lobes.
-        thickness_mm: Full width at half maximum, in mm.
-        position_mm: Distances from the slice's centre, in mm.
-
-    Returns:
-        Density in 1/mm, of the shape of `position_mm`. A rectangle of width T has the standard deviation of a
-        Gaussian of 0.68 T: always name the profile with the thickness.
-    """
-    x = np.asarray(position_mm, dtype=np.float64) / positive_mm(thickness_mm)
-    if kind == "gaussian":
-        density = np.exp(-0.5 * (x * FWHM_PER_SIGMA) ** 2) * FWHM_PER_SIGMA / np.sqrt(2 * np.pi)
-    elif kind == "rect":
-        density = (np.abs(x) <= 0.5).astype(np.float64)
-    elif kind == "sinc":
-        density = _windowed_sinc(x)
-    else:
-        raise ValueError(f"{kind!r} is not one of {', '.join(PROFILES)}")
-    return np.asarray(density / thickness_mm)
-
-
 def _windowed_sinc(x: NDArray[np.float64]) -> NDArray[np.float64]:
     end = SINC_LOBES / SINC_FWHM
     window = np.where(np.abs(x) < end, 0.5 + 0.5 * np.cos(np.pi * x / end), 0.0)
