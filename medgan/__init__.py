@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from medgan.imaging.volume import Volume
     from medgan.learning.checkpoints import open_run as load
     from medgan.verbs.augment import augment
+    from medgan.verbs.fill import fill
     from medgan.verbs.inspect import inspect
+    from medgan.verbs.online import OnlineLesions
     from medgan.verbs.synthesize import synthesize
     from medgan.verbs.train import train
     from medgan.verbs.upsample import upsample
@@ -31,11 +33,14 @@ _PUBLIC = {
     "train": ("medgan.verbs.train", "train"),
     "augment": ("medgan.verbs.augment", "augment"),
     "upsample": ("medgan.verbs.upsample", "upsample"),
+    "fill": ("medgan.verbs.fill", "fill"),
     "synthesize": ("medgan.verbs.synthesize", "synthesize"),
     "inspect": ("medgan.verbs.inspect", "inspect"),
+    "OnlineLesions": ("medgan.verbs.online", "OnlineLesions"),
 }
 
-__all__ = ["Config", "Volume", "augment", "inspect", "load", "read", "synthesize", "train", "upsample", "write"]
+__all__ = ["Config", "OnlineLesions", "Volume", "augment", "fill", "inspect", "load", "read", "synthesize", "train",
+           "upsample", "write"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -60,10 +60,11 @@ def train(
 @app.command()
 def augment(
     dataset: Annotated[Path, typer.Argument(help="Data set with masks or classes.")],
-    factor: Annotated[float, typer.Option(help="Wanted training cases over present ones.")] = 2.0,
+    factor: Annotated[str, typer.Option(help="Wanted training cases over present ones; auto: found out.")] = "2",
     out: Annotated[Path | None, typer.Option(help="New data set; none: DATASET-xF.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run folder; none: the newest on this data.")] = None,
     method: Annotated[str, typer.Option(help="gan, paste or procedural.")] = "gan",
+    balance: Annotated[bool, typer.Option("--balance", help="Fill lesion-free places as well.")] = False,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us.")] = None,
     config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
@@ -74,14 +75,19 @@ def augment(
 
     _choice("--method", method, ("gan", "paste", "procedural"))
     with _Bar() as bar:
-        made = verb(dataset, factor=factor, out=out, model=model, method=method,  # type: ignore[arg-type]
-                    workers=workers, modality=modality, config=config, settings=settings or (), seed=seed or 0,
-                    device=device, progress=bar)
+        made = verb(dataset, factor=_factor(factor), out=out, model=model, method=method,  # type: ignore[arg-type]
+                    balance=balance, workers=workers, modality=modality, config=config, settings=settings or (),
+                    seed=seed or 0, device=device, progress=bar)
     if as_json:
         _print_json({"out": str(made.out), "originals": made.originals, "synthetic": list(made.synthetic),
-                     "skipped": dict(made.skipped), "run": str(made.run) if made.run else None})
+                     "skipped": dict(made.skipped), "run": str(made.run) if made.run else None, "factor": made.factor,
+                     "choice": made.choice.as_json() if made.choice else None, "warnings": list(made.warnings)})
     else:
+        for line in made.choice.lines() if made.choice else ():
+            print(line)
         print(f"{made.out}: {made.originals} real cases and {len(made.synthetic)} synthetic ones")
+        for warning in made.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     _end_with(made.skipped)
 
 
@@ -161,6 +167,44 @@ def upsample(
         _print_json({"out": str(target), **told.scalars()})
     else:
         print(f"{target}: {' x '.join(f'{mm:.4g}' for mm in told.spacing_mm)} mm, {told.method} method")
+        for warning in told.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def _factor(text: str) -> float | Literal["auto"]:
+    """A factor from the command line."""
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise Refused("FACTOR_RANGE", f"--factor {text}", "it is neither a number nor auto",
+                      "2 doubles the number of training cases") from None
+
+
+@app.command()
+def fill(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A volume or a DICOM series.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="What to replace: every voxel of it that is not 0.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A new .nii.gz, or a folder for DICOM.")],
+    model: Annotated[Path | None, typer.Option(help="Lesion run; none, with gan: the newest in runs/.")] = None,
+    method: Annotated[str, typer.Option(help="auto, gan, tissue or smooth.")] = "auto",
+    margin: Annotated[float, typer.Option(help="Replace so many mm around the mask with it.")] = 0.0,
+    modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us, where IN does not say.")] = None,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace missing or unwanted tissue: missing slices, an artefact, a lesion."""
+    from medgan.verbs.fill import fill_file
+
+    _choice("--method", method, ("auto", "gan", "tissue", "smooth"))
+    with _Bar() as bar:
+        told = fill_file(source, mask, target, model=model, method=method, margin=margin, modality=modality,
+                         seed=seed or 0, device=device, config=config, settings=settings or (), progress=bar)
+    if as_json:
+        _print_json({"out": str(target), **told.scalars()})
+    else:
+        print(f"{target}: {told.summary}")
         for warning in told.warnings:
             print(f"warning: {warning}", file=sys.stderr)
 

@@ -44,6 +44,7 @@ class Data(Section):
     spacing_mm: float | None = Field(
         None, gt=0, description="Finest working spacing; None: the data's own. Large lesions are worked on coarser.")
     crops_per_case: int = Field(48, ge=1, description="Lesion crops kept of each case, and as many lesion-free ones.")
+    organs: tuple[str, ...] = Field((), description="Mask labels that are organs: where lesions may lie, not lesions.")
 
 
 class Network(Section):
@@ -52,6 +53,7 @@ class Network(Section):
     width: int = Field(16, ge=4, le=256, description="Channels at full resolution.")
     levels: int = Field(3, ge=2, le=6, description="Resolutions of the lesion networks.")
     noise_channels: int = Field(4, ge=1, description="Noise channels at each level of the lesion generator.")
+    textures: int = Field(4, ge=0, le=64, description="Texture clusters that lesions are told apart by; 0: none.")
     latent: int = Field(64, ge=1, description="Size of the latent vector of the image generator.")
 
 
@@ -84,6 +86,12 @@ class Loss(Section):
     features: float = Field(1.0, ge=0, description="Feature matching in the discriminator.")
     diversity: float = Field(0.5, ge=0, description="Reward for differing under differing noise, up to a bound.")
     healthy_share: float = Field(0.3, ge=0, lt=1, description="Share of lesion-free voids in a batch.")
+    seen: float = Field(0.5, ge=0, description="A task network's reading of the made lesion; late in the run.")
+    texture: float = Field(2.0, ge=0, description="Distance of the histogram from that of the texture asked for.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="First share of the run, in which no lesion is drawn.")
+    cutout_target: float = Field(0.6, ge=-1, le=1, description="How sure the discriminator may be before its "
+                                                                 "images are cut: mean sign of its margin.")
+    cutout_cap: float = Field(0.8, ge=0, lt=1, description="Largest probability of a cut; 0: none.")
 
 
 class Augment(Section):
@@ -95,6 +103,12 @@ class Augment(Section):
     tries: int = Field(8, ge=1, description="Redraws before a lesion that a gate rejects is given up.")
     sigmas: float = Field(6.0, gt=0, description="How far from the real lesions' mean intensity a lesion may lie.")
     visibility: float = Field(0.25, description="Least contrast to its surroundings, over that of real lesions.")
+    seen: float = Field(0.3, ge=0, le=1, description="Least probability a task network must give it; 0: no such gate.")
+    pasted: float = Field(0.5, ge=0, le=1, description="Share of a generator's cases that get real lesions, moved.")
+    removed: float = Field(0.5, ge=0, le=1, description="Share of cases whose own lesions are removed first.")
+    cores: float = Field(0.6, ge=0, le=1, description="Share of lesions whose core is drawn anew.")
+    density: float = Field(0.0, ge=0, le=1, description="How far places follow where real lesions lie; 0: not at all.")
+    made_shapes: float = Field(0.0, ge=0, le=1, description="Share of lesions whose shape a shape model draws.")
 
 
 class Config(Section):

@@ -409,7 +409,7 @@ def test_ctrl_c_in_the_middle_of_steps_changes_no_bit_of_the_result(mr_set: Path
 
 
 def test_an_interrupted_augmentation_keeps_its_cases_and_ends_with_the_same_bytes(mr_set: Path, tmp_path: Path) -> None:
-    arguments = ("augment", mr_set, "--method", "paste", "--factor", "8", "--out")
+    arguments = ("augment", mr_set, "--method", "paste", "--factor", "8", "--set", "augment.seen=0", "--out")
     with process(*arguments, "new", cwd=tmp_path) as child:
         wait_for("synthesizing", child)
         while child.poll() is None and not list(tmp_path.glob("new/imagesTr/*.provenance.json")):

@@ -13,7 +13,16 @@ from medgan.datasets.layouts import open_dataset
 from medgan.errors import Refused
 from medgan.learning import loop
 from medgan.learning.checkpoints import open_run
-from medgan.learning.tasks.lesion import LesionSource, LesionTask, paint, smooth_fill
+from medgan.learning.tasks.lesion import (
+    LesionTask,
+    kept_by_cutout,
+    next_cutout,
+    paint,
+    read_error,
+    smooth_fill,
+    without_lesions,
+)
+from medgan.learning.tasks.lesion_source import LesionSource, real_spread
 from medgan.lesions.compose import compose
 from medgan.lesions.gan import Gan
 from medgan.lesions.library import build_library
@@ -75,7 +84,100 @@ def test_a_few_steps_learn_to_fill(source: LesionSource) -> None:
     last = np.mean([p["generator/reconstruction"] for p in parts[-5:]])
     assert last < 0.8 * first
     assert set(parts[0]) >= {"discriminator/r1", "discriminator/r2", "discriminator/margin", "generator/rim",
-                             "generator/histogram", "generator/diversity", "generator/features"}
+                             "generator/histogram", "generator/features"}
+    # Requests are drawn twice for variety and for the texture by turns.
+    assert {name for p in parts for name in p} >= {"generator/diversity", "generator/texture", "generator/seen"}
+
+
+def test_at_first_only_tissue_is_drawn_where_the_settings_say_so(source: LesionSource) -> None:
+    batch = source.batch(0)
+    torch.manual_seed(0)
+    warm = without_lesions(batch)
+    assert not warm["labels"].any() and not warm["condition"].any() and (warm["distance"] == -1).all()
+    assert not (warm["void"] * batch["labels"].sum(1, keepdim=True)).any(), "a lesion would be learned as tissue"
+    assert not (warm["void"] * (1 - batch["known"])).any()
+    has_lesion = batch["condition"][:, -1] == 1
+    assert torch.equal(warm["void"][~has_lesion], batch["void"][~has_lesion])
+    assert (warm["void"][has_lesion].flatten(1).amax(1) > 0).any()
+    config = source.config.model_copy(update={"loss": source.config.loss.model_copy(update={"warmup": 0.15})})
+    task = LesionTask(config, source.interface)
+    task.at(0.0)
+    assert set(_parts(task, batch)) >= {"healthy"} and _parts(task, batch)["reconstruction"] == 0
+    task.at(0.5)
+    assert _parts(task, batch)["reconstruction"] > 0 and "seen" in _parts(task, batch)
+
+
+def _parts(task: LesionTask, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    task.loss("discriminator", batch)
+    return task.loss("generator", batch)[1]
+
+
+def test_the_generator_moves_on_what_the_discriminator_saw(source: LesionSource) -> None:
+    task = LesionTask(source.config, source.interface)
+    task.at(0.5)
+    batch = source.batch(0)
+    loss, _ = task.loss("discriminator", batch)
+    loss.backward()
+    assert all(p.grad is None for p in task.generator.parameters()), "the discriminator's loss moved the generator"
+    assert all(p.grad is not None for p in task.discriminator.parameters())
+    kept = task._drawn
+    assert kept is not None and kept[0] is batch
+    task.discriminator.requires_grad_(False)
+    loss, _ = task.loss("generator", batch)
+    loss.backward()
+    assert task.generator.head.weight.grad.abs().max() > 0
+    assert task._drawn is None
+
+
+def test_cuts_come_only_when_the_discriminator_is_too_sure_and_are_saved(source: LesionSource) -> None:
+    sure, unsure = torch.ones(16), torch.tensor([1.0, -1.0] * 8)
+    now = torch.zeros(())
+    assert next_cutout(now, unsure, 0.6, 0.8) == 0
+    for _ in range(100):
+        now = next_cutout(now, sure, 0.6, 0.8)
+    assert float(now) == pytest.approx(0.2)
+    assert float(next_cutout(now, unsure, 0.6, 0.8)) < 0.2
+    assert float(next_cutout(torch.tensor(0.8), sure, 0.6, 0.8)) == pytest.approx(0.8)
+    task = LesionTask(source.config, source.interface)
+    assert "cutout" in task.state_dict(), "a resumed run would begin without cuts"
+    task.cutout.fill_(0.5)
+    before = float(task.cutout)
+    task.loss("discriminator", source.batch(0))
+    assert float(task.cutout) != before
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 8, 8)])
+def test_a_cut_is_a_box_in_as_many_images_as_asked_for(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    kept = kept_by_cutout(torch.zeros(400, 1, *shape), 0.3)
+    cut = (kept == 0).flatten(1).sum(1)
+    assert 0.2 < float((cut > 0).float().mean()) < 0.4
+    assert int(cut.max()) <= np.prod([n // 2 for n in shape])
+    assert (kept_by_cutout(torch.zeros(4, 1, *shape), 0.0) == 1).all()
+
+
+def test_the_reading_counts_only_where_it_is_known() -> None:
+    logits, labels = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4)
+    where = torch.zeros(1, 1, 4, 4)
+    where[..., :2, :2] = 1
+    assert read_error(logits, labels, where).item() == pytest.approx(np.log(2))
+    wrong = logits.clone()
+    wrong[..., 1, 1] = 50
+    assert read_error(wrong, labels, where).item() == pytest.approx(np.log(2))
+    assert read_error(wrong, labels, torch.ones_like(where)).item() > 10
+
+
+def test_real_lesions_of_one_size_differ_and_one_alone_does_not(source: LesionSource) -> None:
+    assert source.interface["spread"] > 0.01
+    assert real_spread(source.lesion_crops[:1], np.random.default_rng(0)) == 0
+    assert LesionTask(source.config, dict(source.interface) | {"spread": 0.0}).bound > 0
+
+
+def test_a_run_of_another_version_is_refused(source: LesionSource) -> None:
+    old = {name: value for name, value in source.interface.items() if name not in ("version", "textures", "spread")}
+    with pytest.raises(Refused, match="version") as refused:
+        LesionTask(source.config, old)
+    assert refused.value.code == "CKPT_MISMATCH"
 
 
 def test_the_contact_sheet_is_a_picture(source: LesionSource) -> None:

@@ -69,6 +69,16 @@ def test_sorted_distance_ignores_order_and_what_lies_outside_the_mask() -> None:
     assert losses.sorted_distance(real, made, torch.zeros_like(mask)).item() == 0
 
 
+def test_description_distance_is_that_of_the_quantiles_over_the_surroundings() -> None:
+    made = torch.stack([torch.linspace(0, 1, 101), torch.linspace(2, 4, 101)]).reshape(1, 2, 101)
+    mask, quantiles = torch.ones(1, 1, 101), torch.tensor([0.25, 0.75])
+    level = torch.tensor([[0.5, 1.0]])
+    wanted = torch.tensor([[-0.25, 0.25, 1.5, 2.5]])
+    assert losses.description_distance(made, mask, level, wanted, quantiles).item() == pytest.approx(0, abs=1e-6)
+    assert losses.description_distance(made, mask, level, wanted + 0.3, quantiles).item() == pytest.approx(0.3)
+    assert losses.description_distance(made, mask * 0, level, wanted, quantiles).item() == 0
+
+
 def test_masked_l1_averages_under_the_mask_only() -> None:
     a, b = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4) * 3
     mask = torch.zeros(1, 1, 4, 4)

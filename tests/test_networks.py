@@ -10,6 +10,7 @@ from medgan.learning.networks import (
     ImageGenerator,
     LesionDiscriminator,
     LesionGenerator,
+    LesionReader,
     image_levels,
 )
 
@@ -49,6 +50,55 @@ def test_lesion_discriminator_gives_a_logit_an_image_and_features_a_level(dims: 
     assert logits.shape == (2,) and [f.shape[1] for f in features] == [8, 16, 32]
     assert not any(isinstance(m, torch.nn.GroupNorm | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d)
                    for m in critic.modules())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_lesion_networks_hear_the_texture_cluster(dims: int) -> None:
+    torch.manual_seed(0)
+    inputs = _lesion_inputs(dims) | {"condition": torch.zeros(2, 3 + 4 + 2)}
+    other = inputs["condition"].clone()
+    other[:, 5] = 1
+    generator = LesionGenerator(dims, 2, 3, width=8, levels=3, noise=4, textures=4)
+    critic = LesionDiscriminator(dims, 2, 3, width=8, levels=3, textures=4)
+    for parameter in [*generator.parameters(), *critic.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.1)
+    noise = [torch.randn(2, *shape) for shape in generator.noise_shapes((16,) * dims)]
+    one = generator(**inputs, noise=noise)
+    assert not torch.equal(one, generator(**inputs | {"condition": other}, noise=noise))
+    logits, _ = critic(one, inputs["void"], inputs["labels"], inputs["condition"])
+    assert not torch.equal(logits, critic(one, inputs["void"], inputs["labels"], other)[0])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_latent_of_a_lesion_is_drawn_first_and_changes_it_as_a_whole(dims: int) -> None:
+    torch.manual_seed(0)
+    generator = LesionGenerator(dims, 2, 3, width=8, levels=3, noise=4, latent=5)
+    shapes = generator.noise_shapes((16,) * dims)
+    assert shapes[0] == (5, *(1,) * dims)
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = _lesion_inputs(dims)
+    noise = [torch.randn(2, *shape) for shape in shapes]
+    one, other = (generator(**inputs, noise=[latent, *noise[1:]]) for latent in (noise[0], -noise[0]))
+    assert (one != other).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_lesion_reader_learns_where_a_bright_blob_is(dims: int) -> None:
+    torch.manual_seed(0)
+    reader = LesionReader(dims, 1, 2, width=8)
+    image = 0.1 * torch.randn(2, 1, *(16,) * dims)
+    image[(..., *[slice(4, 12)] * dims)] += 1
+    wanted = torch.zeros(2, 2, *(8,) * dims)
+    wanted[(slice(None), 1, *[slice(2, 6)] * dims)] = 1
+    optimiser = torch.optim.Adam(reader.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(reader(image), wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    read = reader(image).sigmoid()
+    assert read.shape == wanted.shape and read[wanted > 0].mean() > 0.8 and read[wanted == 0].mean() < 0.2
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 48), (16, 20, 12), (64, 64)])

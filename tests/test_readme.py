@@ -53,6 +53,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, mr_set: Path) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(mr_set, folder / "dataset")
     shutil.copyfile(min((mr_set / "imagesTr").glob("*.nii.gz")), folder / "scan.nii.gz")
+    shutil.copyfile(min((mr_set / "labelsTr").glob("*.nii.gz")), folder / "mask.nii.gz")
     return folder
 
 

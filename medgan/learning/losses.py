@@ -59,6 +59,27 @@ def sorted_distance(real: Tensor, made: Tensor, mask: Tensor, points: int = 32) 
     return total / max(1, counted)
 
 
+def description_distance(made: Tensor, mask: Tensor, level: Tensor, wanted: Tensor, quantiles: Tensor) -> Tensor:
+    """L1 between the quantiles of made lesions over their surroundings and those of their texture clusters.
+
+    Args:
+        made: (B, C, ...).
+        mask: (B, 1, ...) of 0 and 1; empty masks count nothing.
+        level: (B, C) mean of the tissue around.
+        wanted: (B, C x Q) descriptions of the clusters (`medgan.lesions.textures.describe`).
+        quantiles: (Q,).
+    """
+    total = made.new_zeros(())
+    counted = 0
+    for image, where, around, centre in zip(made, mask.bool(), level, wanted, strict=True):
+        if not where.any():
+            continue
+        over = image[:, where[0]].float() - around[:, None]
+        total = total + (torch.quantile(over, quantiles, dim=1).T.flatten() - centre).abs().mean()
+        counted += 1
+    return total / max(1, counted)
+
+
 def masked_l1(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute difference under a mask (B, 1, ...); 0 where the mask is empty."""
     weight = mask.expand_as(a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,16 @@ from medgan.config import Augment
 from medgan.datasets.provenance import Lesion as Record
 from medgan.imaging.geometry import reorient
 from medgan.imaging.volume import Volume
-from medgan.lesions.gates import Verdict, judge
+from medgan.lesions.cores import with_core
+from medgan.lesions.gates import Verdict, judge, tally
 from medgan.lesions.library import Library, main_label
 from medgan.lesions.makers import Maker
 from medgan.lesions.placement import Ground, Site
 from medgan.lesions.scans import Scan
 from medgan.lesions.shapes import Lesion
+
+if TYPE_CHECKING:
+    from medgan.lesions.seer import Seer
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,8 @@ class Made:
 
 
 def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count: int | None = None,
-            label: str | None = None, size_mm: float | None = None) -> Made | None:
+            label: str | None = None, size_mm: float | None = None, original: Scan | None = None,
+            emptied: NDArray[np.bool_] | None = None, seer: Seer | None = None) -> Made | None:
     """Puts new lesions into a scan, redrawing what a gate rejects.
 
     Args:
@@ -51,6 +57,9 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
         count: How many lesions; None: as many as the settings or real cases say.
         label: Every lesion has to contain this label.
         size_mm: Equivalent diameter wanted; None: as in real lesions.
+        original: The scan as read, where `ground` has one whose own lesions were taken out.
+        emptied: (X, Y, Z) where they were.
+        seer: The task network that has to see each lesion; None: no such gate.
 
     Returns:
         The case, or None when not one lesion found a place and passed.
@@ -62,13 +71,14 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
     others = [lesion for lesion in donors if lesion.patient != scan.case.patient] or donors
     wanted = count if count is not None else _count(library, settings, rng)
     image = scan.image.copy()
-    changed = np.zeros(scan.labels.shape, bool)
+    changed = np.zeros(scan.labels.shape, bool) if emptied is None else emptied.copy()
     labels = scan.labels.copy()
     kept: list[tuple[Site, Verdict]] = []
-    rejected = 0
+    tried: list[Verdict] = []
+    cores = 0
     for _ in range(wanted):
         for _ in range(settings.tries):
-            donor = others[rng.integers(len(others))]
+            donor = library.shaped(others[rng.integers(len(others))], settings.made_shapes, rng)
             site = ground.site(donor, rng, size_mm=size_mm)
             if site is None:
                 continue
@@ -76,10 +86,14 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
             where = (slice(None), *site.box)
             before = image[where]
             after = before + site.weight * (drawn - before)
-            verdict = judge(before, after, site, library, settings)
+            verdict = judge(before, after, site, library, settings, seer=seer, image=image)
+            tried.append(verdict)
             if not verdict.passed:
-                rejected += 1
                 continue
+            if settings.cores and maker.cores:
+                drawn, cored = with_core(scan, site, drawn, int(rng.integers(2**62)), settings.cores)
+                after = before + site.weight * (drawn - before)
+                cores += cored
             image[where] = after
             changed[site.box] |= site.weight > 0
             labels[site.box] = np.where(site.labels > 0, site.labels, labels[site.box])
@@ -88,13 +102,13 @@ def compose(ground: Ground, maker: Maker, settings: Augment, seed: int, *, count
             break
     if not kept:
         return None
-    gates = {"deviation": max(v.deviation for _, v in kept), "visibility": min(v.visibility for _, v in kept),
-             "contrast": float(np.mean([v.contrast for _, v in kept])), "rejected": float(rejected)}
+    gates = tally(tried) | {"cores": float(cores)}
     records = tuple(_record(site, scan, library) for site, _ in kept)
     shape = scan.volume.shape
     back: Callable[[Volume], Volume] = (lambda v: v) if scan.planar else (lambda v: reorient(v, scan.orientation))
-    made = back(scan.with_change(image, changed))
-    mask = back(replace(made if scan.planar else scan.volume, array=_values(labels, library).reshape(1, *shape)))
+    made = back((original or scan).with_change(image, changed))
+    values = values_of(labels, library, scan.organs).reshape(1, *shape)
+    mask = back(replace(made if scan.planar else scan.volume, array=values))
     where_changed = back(replace(scan.volume, array=changed.reshape(1, *shape).astype(np.uint8))).array[0] > 0
     return Made(made, mask, records, gates, where_changed)
 
@@ -106,12 +120,17 @@ def _count(library: Library, settings: Augment, rng: np.random.Generator) -> int
     return int(np.clip(rng.choice(library.per_case), 1, settings.max_lesions))
 
 
-def _values(labels: NDArray[np.uint8], library: Library) -> NDArray[np.generic]:
+def values_of(labels: NDArray[np.uint8], library: Library, organs: NDArray[np.uint16] | None) -> NDArray[np.generic]:
+    """Label indices as mask values; voxels of an organ that are in no lesion keep the organ's."""
     table = np.zeros(max(library.labels, default=0) + 1, np.int64)
     for index, (value, _) in library.labels.items():
         table[index] = value
     values = table[labels]
-    return values.astype(np.uint8 if table.max() < 256 else np.uint16)
+    most = int(table.max())
+    if organs is not None:
+        values = np.where(labels > 0, values, organs)
+        most = max(most, int(organs.max()))
+    return values.astype(np.uint8 if most < 256 else np.uint16)
 
 
 def _record(site: Site, scan: Scan, library: Library) -> Record:

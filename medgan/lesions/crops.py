@@ -69,7 +69,7 @@ class Encoded:
     Args:
         labels: (L, ...) one-hot.
         distance: (1, ...) signed distance.
-        condition: (L + 2,) log size, share of each label, 1 where there is a lesion.
+        condition: (L + K + 2,) log size, share of each label, one-hot texture cluster, 1 where there is a lesion.
     """
 
     labels: NDArray[np.float32]
@@ -77,14 +77,24 @@ class Encoded:
     condition: NDArray[np.float32]
 
 
-def encode(labels: NDArray[np.uint8], count: int, spacing_mm: float) -> Encoded:
-    """Encodes a crop's label indices (n, n[, n]) of `count` labels on a working grid of `spacing_mm`."""
+def encode(labels: NDArray[np.uint8], count: int, spacing_mm: float, textures: int = 0, texture: int = 0) -> Encoded:
+    """Encodes a crop's label indices (n, n[, n]) of `count` labels on a working grid of `spacing_mm`.
+
+    Args:
+        labels: Label indices 1..count.
+        count: Labels L.
+        spacing_mm: Of the working grid.
+        textures: Texture clusters K.
+        texture: Which of them the lesion belongs to.
+    """
     one_hot = np.stack([(labels == value) for value in range(1, count + 1)]).astype(np.float32)
     voxels = int((labels > 0).sum())
-    condition = np.zeros(count + 2, np.float32)
+    condition = np.zeros(count + textures + 2, np.float32)
     if voxels:
         spacing = np.full(3, spacing_mm)
         condition[0] = np.log(equivalent_diameter(voxels, spacing, labels.ndim == 2) / SIZE_UNIT_MM)
-        condition[1:-1] = one_hot.reshape(count, -1).sum(axis=1) / voxels
+        condition[1 : count + 1] = one_hot.reshape(count, -1).sum(axis=1) / voxels
+        if textures:
+            condition[1 + count + texture] = 1
         condition[-1] = 1
     return Encoded(one_hot, signed_distance(labels, labels.shape[0] / 8)[None], condition)

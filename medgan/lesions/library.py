@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
+from medgan.lesions.density import PlaceDensity, seen
 from medgan.lesions.scans import mask_values, open_scan
+from medgan.lesions.shape_model import ShapeModel
 from medgan.lesions.shapes import Lesion, find_lesions
 
 #: A place suits a lesion where the tissue lies between these percentiles of the real lesions' own bands.
@@ -20,6 +22,8 @@ BAND_PERCENTILES = (10.0, 90.0)
 BAND_SLACK = 0.02
 #: No more lesions of one case are kept; the largest ones are.
 MOST_PER_CASE = 64
+#: Shapes drawn after a donor until one has mostly the same label; after these the donor itself is taken.
+SHAPE_TRIES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,8 @@ class Library:
         per_case: How many lesions each training case has.
         statistics: Label index -> how its voxels look.
         surroundings: Main label index of a lesion -> (low, high) network value of channel 0 around such lesions.
+        shapes: Draws lesions of made-up shapes like theirs; None where none was fitted.
+        places: Where they lie in the body; None where none was fitted.
     """
 
     lesions: tuple[Lesion, ...]
@@ -58,6 +64,22 @@ class Library:
     per_case: tuple[int, ...]
     statistics: dict[int, LabelStatistics]
     surroundings: dict[int, tuple[float, float]]
+    shapes: ShapeModel | None = None
+    places: PlaceDensity | None = None
+
+    def shaped(self, donor: Lesion, share: float, rng: np.random.Generator) -> Lesion:
+        """The donor, or with a probability of `share` a lesion of a made-up shape after it.
+
+        A share of 0 draws nothing from `rng`.
+        """
+        if self.shapes is None or share <= 0 or rng.random() >= share:
+            return donor
+        for _ in range(SHAPE_TRIES):
+            drawn = self.shapes.draw(donor, rng)
+            # What lies around real lesions is known by main label, so a drawn one has to keep its donor's.
+            if main_label(drawn) == main_label(donor):
+                return drawn
+        return donor
 
     def with_label(self, name: str | None) -> list[Lesion]:
         """The lesions that contain a label, or all.
@@ -84,21 +106,27 @@ def build_library(dataset: Dataset, config: Config) -> Library:
     """Collects the lesions of the training cases.
 
     Raises:
-        Refused: `DATASET_EMPTY` when there is none.
+        Refused: `DATASET_EMPTY` when there is none, `LABEL_UNKNOWN` for organs it does not name.
     """
     lesions: list[Lesion] = []
     per_case = []
+    places = []
     for case in dataset.split("train"):
         if case.mask is not None:
-            found = find_lesions(open_scan(dataset, case, config))
+            scan = open_scan(dataset, case, config)
+            found = find_lesions(scan)
+            if config.augment.density > 0:
+                places.append(seen(scan.tissue(), scan.labels))
             per_case.append(len(found))
             lesions += found[:MOST_PER_CASE]
     if not lesions:
         raise Refused("DATASET_EMPTY", dataset.root, "no training case has a lesion in its mask",
                       "Give masks with at least one lesion")
-    labels = {i: (value, dataset.labels[value]) for i, value in enumerate(mask_values(dataset), start=1)}
+    values = mask_values(dataset, config.data.organs)
+    labels = {i: (value, dataset.labels[value]) for i, value in enumerate(values, start=1)}
     statistics = {i: _statistics(lesions, i) for i in labels if any(i in lesion.present() for lesion in lesions)}
-    return Library(tuple(lesions), labels, tuple(per_case), statistics, _surroundings(lesions))
+    return Library(tuple(lesions), labels, tuple(per_case), statistics, _surroundings(lesions),
+                   ShapeModel.fit(lesions) if config.augment.made_shapes > 0 else None, PlaceDensity.of(places))
 
 
 def _statistics(lesions: Sequence[Lesion], index: int) -> LabelStatistics:

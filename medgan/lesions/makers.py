@@ -21,6 +21,8 @@ class Maker(Protocol):
 
     #: The name in `--method`, in provenance and reports.
     name: str
+    #: Whether its lesions may get a new core; one that draws cores of its own had none of it (docs/does-it-help.md).
+    cores: bool
 
     def draw(self, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
         """Network values (C, x, y, z) wanted in the site's box; only those under `site.weight` are meant."""
@@ -31,6 +33,7 @@ class Paste:
     """A real lesion moved to other tissue, its brightness matched to the new place (TumorCP, Yang et al. 2021)."""
 
     name = "paste"
+    cores = True
 
     def draw(self, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
         """The donor's values, shifted by the difference between the new and the old surroundings."""
@@ -42,6 +45,7 @@ class Procedural:
     """A smooth shape with contrast and texture drawn from real lesions' statistics (SynTumor, Hu et al. 2023)."""
 
     name = "procedural"
+    cores = True
 
     def __init__(self, library: Library) -> None:
         self.library = library

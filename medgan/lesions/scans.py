@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from medgan.imaging.volume import Volume
 AIR_HU = -500.0
 #: Lesions keep this far from the tissue's edge, in voxels.
 EDGE_VOXELS = 1
+#: A voxel that changes by this much, in network values, shows something else than before.
+REPLACED = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,8 @@ class Scan:
         spacing_mm: (3,) spacing; 1 along the third axis of a 2D image.
         maps: One intensity map a channel.
         orientation: Axis codes of the file, to write the result back as it was.
+        organs: (X, Y, Z) mask value of the organ at each voxel, 0 outside; a lesion in an organ has the value around
+            it. None where the settings name no organs or the case has no mask.
     """
 
     case: Case
@@ -43,6 +49,7 @@ class Scan:
     spacing_mm: NDArray[np.float64]
     maps: tuple[IntensityMap, ...]
     orientation: str
+    organs: NDArray[np.uint16] | None = field(default=None, kw_only=True)
 
     @property
     def planar(self) -> bool:
@@ -50,7 +57,13 @@ class Scan:
         return self.volume.dims == 2
 
     def tissue(self) -> NDArray[np.bool_]:
-        """(X, Y, Z): inside the body (CT), the head or brain (MR), or the picture (X-ray, ultrasound)."""
+        """(X, Y, Z): inside the organs where they are known; else the body (CT), head or brain (MR), or picture."""
+        return self._tissue
+
+    @functools.cached_property
+    def _tissue(self) -> NDArray[np.bool_]:
+        if self.organs is not None:
+            return _eroded(self.organs > 0)
         first = self.volume.array[0].reshape(self.labels.shape)
         if self.volume.modality == "ct":
             return _largest_filled(first > AIR_HU)
@@ -65,6 +78,16 @@ class Scan:
 
         return _largest_filled(ndimage.gaussian_filter(first.astype(np.float32), 1) > 0.5 * threshold_otsu(first))
 
+    def air(self) -> NDArray[np.bool_] | None:
+        """(X, Y, Z) voxels that are air, lungs among them; None where values do not tell air from tissue."""
+        if self.volume.modality != "ct":
+            return None
+        return np.asarray(self.volume.array[0].reshape(self.labels.shape) < AIR_HU)
+
+    def air_value(self) -> float:
+        """The network value of channel 0 below which CT is air."""
+        return float(self.maps[0].forward(np.array([AIR_HU]), np.float32)[0])
+
     def with_change(self, image: NDArray[np.float32], changed: NDArray[np.bool_]) -> Volume:
         """The scan with other network values where `changed`; every other voxel keeps its bits.
 
@@ -76,9 +99,10 @@ class Scan:
         flat = raw.reshape(self.image.shape)
         for channel, values_map in enumerate(self.maps):
             was, now = self.image[channel][changed], image[channel][changed]
-            # Only the difference is added, so that what the map had clipped is not lost.
-            step = values_map.inverse(now) - values_map.inverse(was)
-            flat[channel][changed] = cast(flat[channel][changed] + step, raw.dtype)
+            old, back = flat[channel][changed], values_map.inverse(was)
+            # What the map had clipped stays where little changes, and goes where something else takes its place.
+            clipped = (old - back) * np.clip(1 - np.abs(now - was) / REPLACED, 0, 1)
+            flat[channel][changed] = cast(values_map.inverse(now) + clipped, raw.dtype)
         return self.volume.with_array(raw)
 
 
@@ -89,6 +113,8 @@ def open_scan(dataset: Dataset, case: Case, config: Config) -> Scan:
         Refused: What reading refuses, and `DIM_UNSUPPORTED` for 3D training on 2D images.
     """
     volume, mask = dataset.load(case)
+    # A NIfTI file does not say, and what is tissue depends on it.
+    volume = replace(volume, modality=volume.modality or config.modality)
     orientation = volume.orientation
     if volume.dims == 2 and config.data.dims == 3:
         raise Refused("DIM_UNSUPPORTED", case.images[0], "a 2D image cannot train a 3D network",
@@ -99,20 +125,69 @@ def open_scan(dataset: Dataset, case: Case, config: Config) -> Scan:
     shape = (*volume.shape, 1)[:3]
     maps = intensity_maps(volume.array, config.intensity)
     image = np.stack([m.forward(c, np.float32).reshape(shape) for m, c in zip(maps, volume.array, strict=True)])
-    if mask is None:
-        labels = np.zeros(shape, np.uint8)
-    else:
-        values = mask_values(dataset)
-        table = np.zeros(max(values, default=0) + 1, np.uint8)
-        table[values] = np.arange(1, len(values) + 1)
-        labels = table[mask.array[0].reshape(shape)]
+    labels, organs = (np.zeros(shape, np.uint8), None) if mask is None else lesions_and_organs(
+        mask.array[0].reshape(shape), dataset, config.data.organs)
     spacing = np.array((*volume.spacing_mm, 1.0)[:3])
-    return Scan(case, volume, image, labels, spacing, maps, orientation)
+    return Scan(case, volume, image, labels, spacing, maps, orientation, organs=organs)
 
 
-def mask_values(dataset: Dataset) -> list[int]:
-    """The mask values that mean a lesion, in ascending order."""
-    return sorted(value for value in dataset.labels if value != 0)
+def lesions_and_organs(mask: NDArray[np.integer], dataset: Dataset, organs: Sequence[str]
+                       ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+    """The lesions of a mask as label indices, and the organ values around them; None where no organs are named.
+
+    Args:
+        mask: (X, Y, Z) values that the data set names.
+        dataset: Names its mask values.
+        organs: As for `mask_values`.
+    """
+    values, organ_values = mask_values(dataset, organs), _organ_values(dataset, organs)
+    table = np.zeros(max(dataset.labels, default=0) + 1, np.uint8)
+    table[values] = np.arange(1, len(values) + 1)
+    labels = table[mask]
+    return labels, _organs(mask, labels > 0, organ_values) if organ_values else None
+
+
+def mask_values(dataset: Dataset, organs: Sequence[str] = ()) -> list[int]:
+    """The mask values that mean a lesion, in ascending order.
+
+    Args:
+        dataset: Names its mask values.
+        organs: Names of labels that are organs (`data.organs`), not lesions.
+
+    Raises:
+        Refused: `LABEL_UNKNOWN` for an organ that is no label of the data set.
+    """
+    return sorted(set(dataset.labels) - {0} - set(_organ_values(dataset, organs)))
+
+
+def _organ_values(dataset: Dataset, organs: Sequence[str]) -> list[int]:
+    names = {name: value for value, name in dataset.labels.items() if value != 0}
+    for organ in organs:
+        if organ not in names:
+            raise Refused("LABEL_UNKNOWN", f"data.organs: {organ!r}", f"no mask label of {dataset.name} is called so",
+                          f"Use names of {', '.join(names)}" if names else "Leave data.organs out: there are no masks")
+    return sorted({names[organ] for organ in organs})
+
+
+def _organs(mask: NDArray[np.integer], lesions: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint16]:
+    """(X, Y, Z) organ values; lesions that touch an organ belong to it and have the value of its nearest voxel."""
+    own = np.isin(mask, values)
+    organs = np.where(own, mask, 0).astype(np.uint16)
+    parts, count = ndimage.label(own | lesions, ndimage.generate_binary_structure(3, 3))
+    touching = np.zeros(count + 1, bool)
+    touching[np.unique(parts[own])] = True
+    within = lesions & ~own & touching[parts]
+    if within.any():
+        nearest = ndimage.distance_transform_edt(~own, return_distances=False, return_indices=True)
+        organs[within] = organs[tuple(axis[within] for axis in nearest)]
+    return organs
+
+
+def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask less its edge in each slice; the edge of the picture is an edge too."""
+    cross = ndimage.generate_binary_structure(3, 1)
+    cross[:, :, [0, 2]] = False
+    return np.asarray(ndimage.binary_erosion(mask, cross, iterations=EDGE_VOXELS))
 
 
 def _largest_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -126,6 +201,4 @@ def _largest_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     body = parts == sizes.argmax()
     for k in range(body.shape[2]):
         body[:, :, k] = ndimage.binary_fill_holes(body[:, :, k])
-    edge = ndimage.generate_binary_structure(3, 1)
-    edge[:, :, [0, 2]] = False
-    return np.asarray(ndimage.binary_erosion(body, edge, iterations=EDGE_VOXELS))
+    return _eroded(body)

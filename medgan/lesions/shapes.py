@@ -144,7 +144,7 @@ def deform(lesion: Lesion, spacing_mm: NDArray[np.float64], rng: np.random.Gener
     turn = _rotation(rng.uniform(0, 2 * np.pi), *tips)
     flips = np.array([rng.choice([-1, 1]), 1, 1 if lesion.planar else rng.choice([-1, 1])])
     own_mm = lesion.extent_mm * scale
-    bend = np.stack([_smooth_field(tuple(shape), spacing_mm, 0.5 * own_mm, rng) * elastic * own_mm * 0.5
+    bend = np.stack([smooth_field(tuple(shape), spacing_mm, 0.5 * own_mm, rng) * elastic * own_mm * 0.5
                      for _ in range(3)])
     if shape[2] == 1:
         bend[2] = 0
@@ -154,10 +154,13 @@ def deform(lesion: Lesion, spacing_mm: NDArray[np.float64], rng: np.random.Gener
     labels = np.zeros(tuple(shape), np.uint8)
     best = np.full(tuple(shape), 0.5, np.float32)
     inside = ndimage.map_coordinates((lesion.labels > 0).astype(np.float32), at, order=1, cval=0.0) > 0.5
+    within = at[:, inside]
+    chosen, best = labels[inside], best[inside]
     for value in sorted(lesion.present()):
-        share = ndimage.map_coordinates((lesion.labels == value).astype(np.float32), at, order=1, cval=0.0)
-        better = inside & ((share > best) | (labels == 0))
-        labels[better], best[better] = value, share[better]
+        share = ndimage.map_coordinates((lesion.labels == value).astype(np.float32), within, order=1, cval=0.0)
+        better = (share > best) | (chosen == 0)
+        chosen[better], best[better] = value, share[better]
+    labels[inside] = chosen
     image = np.stack([ndimage.map_coordinates(channel, at, order=1, mode="nearest") for channel in lesion.image])
     return Deformed(labels, image.astype(np.float32))
 
@@ -186,14 +189,17 @@ def _rotation(angle: float, tip_x: float, tip_y: float) -> NDArray[np.float64]:
     return np.asarray(Rotation.from_euler("zxy", [angle, tip_x, tip_y]).as_matrix())
 
 
-def _smooth_field(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], scale_mm: float,
+def smooth_field(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], scale_mm: float,
                   rng: np.random.Generator) -> NDArray[np.float64]:
     """Gaussian noise smoothed at `scale_mm`, of unit standard deviation."""
     # Drawn on a coarse grid: a smooth field holds no detail that the fine one could add.
     coarse = [max(2, int(np.ceil(n * s / max(scale_mm, s) * 1.5)) + 3) if n > 1 else 1
               for n, s in zip(shape, spacing_mm, strict=True)]
     field = rng.standard_normal(coarse)
-    at = np.meshgrid(*[np.linspace(0.5, c - 1.5, n) if n > 1 else np.zeros(1)
-                       for n, c in zip(shape, coarse, strict=True)], indexing="ij")
-    smooth = ndimage.map_coordinates(field, np.stack(at), order=3, mode="nearest")
+    # One axis after the other: the spline is a product of three, and so is the grid.
+    smooth = field
+    for axis, (n, c) in enumerate(zip(shape, coarse, strict=True)):
+        along = np.linspace(0.5, c - 1.5, n) if n > 1 else np.zeros(1)
+        spline = np.stack([ndimage.map_coordinates(unit, along[None], order=3, mode="nearest") for unit in np.eye(c)])
+        smooth = np.moveaxis(np.tensordot(spline, smooth, (0, axis)), 0, axis)
     return np.asarray(smooth / max(1e-6, float(smooth.std())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,24 +121,45 @@ class Reader:
 
     def _case(self, dataset: Dataset, case: Case) -> Examples:
         scan = open_scan(dataset, case, self.config)
+        return self.of_scan(dataset, scan, seen_tissue(scan))
+
+    def picked(self, dataset: Dataset) -> list[int]:
+        """Numbers of the channels to read among a data set's own."""
+        names = [name.lower() for name in dataset.channels]
+        return [names.index(name.lower()) for name in self.channels]
+
+    def of_scan(self, dataset: Dataset, scan: Scan, tissue: NDArray[np.bool_]) -> Examples:
+        """The pictures of a case that is read already.
+
+        Args:
+            dataset: Where it is from.
+            scan: The case.
+            tissue: (X, Y, Z), from `seen_tissue`.
+
+        Raises:
+            Refused: `DIM_UNSUPPORTED` for a volume with one class for the whole.
+        """
+        case = scan.case
         if case.mask is None and not scan.planar:
             raise Refused("DIM_UNSUPPORTED", case.images[0], "a volume with one class and no mask is not one picture",
                           "Give 2D images with classes, or volumes with masks")
-        tissue = scan.tissue()
-        if not tissue.any():
-            tissue = np.ones(tissue.shape, bool)
         filled = tissue.sum(axis=(0, 1))
         area = (scan.labels > 0).sum(axis=(0, 1)) * float(np.prod(scan.spacing_mm[:2]))
         unclear = (area > 0) & (area < LEAST_LESION_MM2)
         enough = filled >= LEAST_TISSUE * filled.max()
         kept = np.flatnonzero(enough & ~unclear)
-        names = [name.lower() for name in dataset.channels]
-        picked = [names.index(name.lower()) for name in self.channels]
-        pictures = np.where(tissue, scan.image[picked], np.float32(OUTSIDE))[..., kept]
+        pictures = np.where(tissue, scan.image[self.picked(dataset)], np.float32(OUTSIDE))[..., kept]
         count = len(kept)
         positive = area[kept] > 0 if case.mask is not None else np.full(count, case.label == self.positive_class)
         return Examples(_squared(pictures, tissue, scan, self.size), positive, np.full(count, patient_key(case)), kept,
                         int((enough & unclear).sum()))
+
+
+def seen_tissue(scan: Scan) -> NDArray[np.bool_]:
+    """(X, Y, Z) the scan's tissue, as its values alone tell it; all of it where they do not."""
+    # Where organs are, masks say; a model that is to be tested must not be told by them.
+    tissue = replace(scan, organs=None).tissue()
+    return tissue if tissue.any() else np.ones(tissue.shape, bool)
 
 
 def _squared(pictures: NDArray[np.float32], tissue: NDArray[np.bool_], scan: Scan, size: int) -> NDArray[np.float32]:

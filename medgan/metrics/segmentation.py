@@ -6,123 +6,154 @@ but the voxels differs; intervals come from resampling people, and seeds with th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
+from monai.networks.layers.factories import Conv, Norm
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgan.errors import Refused
-from medgan.metrics.utility import BRIGHTNESS, RATE, RESAMPLES, WEIGHT_DECAY, Values, draw_units, estimate
+from medgan.learning.loop import pick_precision
+from medgan.metrics.augmentation import disturbed
+from medgan.metrics.labelled import Labelled as Labelled
+from medgan.metrics.labelled import read_labelled as read_labelled
+from medgan.metrics.utility import (
+    BRIGHTNESS,
+    RATE,
+    RESAMPLES,
+    WEIGHT_DECAY,
+    Values,
+    draw_units,
+    estimate,
+    with_detectable,
+)
 
-#: Features at full, half and quarter resolution.
-WIDTHS = (8, 24, 48)
-#: Edges are whole multiples of this, since the network halves them twice.
-MULTIPLE = 4
-#: Patches a step: with an edge of 32, what a CPU core does in less than a tenth of a second.
-BATCH = 2
+Dims = Literal[2, 3]
+#: Features at full, half, quarter (and in 2D eighth) resolution.
+WIDTHS: dict[Dims, tuple[int, ...]] = {2: (8, 24, 48, 64), 3: (8, 24, 48)}
+#: Edges are whole multiples of this, since the network halves them so often.
+MULTIPLE: dict[Dims, int] = {dims: 2 ** (len(widths) - 1) for dims, widths in WIDTHS.items()}
+#: Edge of the patches and patches a step: what a CPU core does in less than a tenth of a second.
+CROP: dict[Dims, int] = {2: 96, 3: 32}
+BATCH: dict[Dims, int] = {2: 8, 3: 2}
 #: How the voxels lie in memory; the other way takes a CPU a fifth longer.
-LAYOUT = torch.channels_last_3d
+LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
+#: Slices that a 2D network segments at once.
+SLICES = 16
 #: Part of the patches whose middle is a labelled voxel; the others lie anywhere.
 CENTRED = 0.5
 #: Longest edge that the network sees at once when it segments.
 WINDOW = 128
-#: A difference of 1.96 + 0.84 standard errors is found in 8 of 10 studies, and a 95 % interval is 3.92 wide.
-DETECTABLE = (1.96 + 0.84) / (2 * 1.96)
 #: Name of the measure that is the mean over the labels.
 MEAN = "mean"
 
 
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """One volume and its labels, for a network.
+class SmallUNet(nn.Module):
+    """A U-Net of three resolutions, or four in 2D: few features at the full one, where the time goes.
 
     Args:
-        image: (C, X, Y, Z) float32 network values.
-        labels: (X, Y, Z) indices: 0 background, 1..L.
+        channels: Of the images.
+        outputs: Labels, the background included.
+        dims: 2 for slices, 3 for volumes.
     """
 
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-
-
-class SmallUNet(nn.Module):
-    """A U-Net of three resolutions: few features at the full one, where the time goes."""
-
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, dims: Dims = 3) -> None:
         super().__init__()
-        full, half, quarter = WIDTHS
-        self.top = _block(channels, full)
-        self.middle = nn.Sequential(_block(full, half), _block(half, half))
-        self.bottom = nn.Sequential(_block(half, quarter), _block(quarter, quarter))
-        self.raise_middle, self.raise_top = (nn.ConvTranspose3d(low, high, 2, 2)
-                                             for low, high in ((quarter, half), (half, full)))
-        self.join_middle, self.join_top = _block(2 * half, half), _block(2 * full, full)
-        self.head = nn.Conv3d(full, outputs, 1)
+        self.dims = dims
+        widths = WIDTHS[dims]
+        steps = list(itertools.pairwise(widths))
+        up: Any = Conv["convtrans", dims]
+        self.top = _block(channels, widths[0], dims)
+        self.down = nn.ModuleList(nn.Sequential(_block(fine, coarse, dims), _block(coarse, coarse, dims))
+                                  for fine, coarse in steps)
+        self.up = nn.ModuleList(up(coarse, fine, 2, 2) for fine, coarse in reversed(steps))
+        self.join = nn.ModuleList(_block(2 * fine, fine, dims) for fine, _ in reversed(steps))
+        self.head = Conv["conv", dims](widths[0], outputs, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, X, Y, Z) -> (B, outputs, X, Y, Z) logits; edges are multiples of `MULTIPLE`."""
-        top = self.top(images)
-        middle = self.middle(F.max_pool3d(top, 2))
-        bottom = self.bottom(F.max_pool3d(middle, 2))
-        middle = self.join_middle(torch.cat([middle, self.raise_middle(bottom)], 1))
-        logits: Tensor = self.head(self.join_top(torch.cat([top, self.raise_top(middle)], 1)))
+        """(B, C, X, Y[, Z]) -> (B, outputs, X, Y[, Z]) logits; edges are multiples of `MULTIPLE`."""
+        halved = F.max_pool2d if self.dims == 2 else F.max_pool3d
+        levels = [self.top(images)]
+        for block in self.down:
+            levels.append(block(halved(levels[-1], 2)))
+        current = levels.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            current = join(torch.cat([levels.pop(), up(current)], 1))
+        logits: Tensor = self.head(current)
         return logits
 
 
-def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm3d(outputs),
+def _block(inputs: int, outputs: int, dims: Dims) -> nn.Module:
+    return nn.Sequential(Conv["conv", dims](inputs, outputs, 3, padding=1, bias=False), Norm["batch", dims](outputs),
                          nn.LeakyReLU(0.1))
 
 
-def train_segmenter(training: Sequence[Labelled], labels: int, *, steps: int, seed: int, crop: int = 32,
+def train_segmenter(training: Sequence[Labelled], labels: int, *, steps: int, seed: int, dims: Dims = 3,
+                    crop: int | None = None, batch: int | None = None,
+                    augmentation: Literal["none", "brightness", "geometric"] = "brightness",
                     device: str = "cpu") -> SmallUNet:
     """Trains the small U-Net for exactly `steps` optimiser steps.
 
     Args:
         training: The volumes; in another arm with the same shapes and labels the patches lie at the same places.
         labels: L, how many labels there are besides the background.
-        steps: Steps of AdamW with a one-cycle rate, on `BATCH` patches each.
+        steps: Steps of AdamW with a one-cycle rate, on `batch` patches each.
         seed: Of the first weights, the patches and their augmentation.
-        crop: Edge of the patches, in voxels, a multiple of `MULTIPLE`; smaller volumes are padded.
+        dims: 2: patches of axial slices, 3: cubes.
+        crop: Edge of the patches, in voxels, a multiple of `MULTIPLE`; smaller volumes are padded. None: `CROP`.
+        batch: Patches a step; None: `BATCH`.
+        augmentation: `none`; `brightness` alone; or `geometric` (2D), which is `augmentation.disturbed`, drawn from
+            the seed and the number of the step alone.
         device: Where to train.
 
     Raises:
         Refused: `DATASET_EMPTY` when no voxel is labelled, `CFG_VALUE` for an edge that is no multiple.
     """
-    if crop % MULTIPLE:
-        raise Refused("CFG_VALUE", "crop", f"{crop} is not a multiple of {MULTIPLE}", "Give 24, 32, 48 or 64")
-    inside = [np.argwhere(volume.labels) for volume in training]
+    crop, batch = CROP[dims] if crop is None else crop, BATCH[dims] if batch is None else batch
+    if crop % MULTIPLE[dims]:
+        fitting = ", ".join(str(MULTIPLE[dims] * n) for n in (6, 8, 12, 16))
+        raise Refused("CFG_VALUE", "crop", f"{crop} is not a multiple of {MULTIPLE[dims]}", f"Give one of {fitting}")
+    inside = [np.argwhere(volume.labels).astype(np.int32) for volume in training]
     marked = [n for n, places in enumerate(inside) if len(places)]
     if not marked:
         raise Refused("DATASET_EMPTY", "segmentation", f"no voxel of {len(training)} training volumes is labelled",
                       "Give data with masks")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmallUNet(training[0].image.shape[0], labels + 1)
-    model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload]
+        model = SmallUNet(training[0].image.shape[0], labels + 1, dims)
+    model.to(device=device, memory_format=LAYOUT[dims])  # type: ignore[call-overload]
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    for _ in range(steps):
+    # Over a batch of slices together: of a slice without a label alone, Dice says nothing.
+    loss_of = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=dims == 2)
+    for step in range(steps):
         patches = []
-        for _ in range(BATCH):
+        for _ in range(batch):
             centred = rng.random() < CENTRED
             chosen = int(rng.choice(marked) if centred else rng.integers(len(training)))
             shape = training[chosen].labels.shape
             middle = inside[chosen][rng.integers(len(inside[chosen]))] if centred else rng.integers(shape)
-            image, found = _patch(training[chosen], middle, crop)
-            scale, shift = 1 + rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-            patches.append((image * np.float32(scale) + np.float32(shift), found))
+            image, found = _patch(training[chosen], middle, crop, dims)
+            if augmentation == "brightness":
+                scale, shift = 1 + rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+                image = image * np.float32(scale) + np.float32(shift)
+            patches.append((image, found))
         images, wanted = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*patches, strict=True))
-        loss = loss_of(model(images.to(memory_format=LAYOUT)), wanted[:, None].long())
+        wanted = wanted[:, None]
+        if augmentation == "geometric":
+            images, wanted = disturbed(images, wanted, np.random.default_rng([seed, step]))
+        with _precision(device, dims):
+            logits = model(images.to(memory_format=LAYOUT[dims]))
+        loss = loss_of(logits.float(), wanted.long())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -130,26 +161,56 @@ def train_segmenter(training: Sequence[Labelled], labels: int, *, steps: int, se
     return model.eval()
 
 
-def _patch(volume: Labelled, middle: NDArray[np.int64], crop: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A cube around `middle`, moved inside the volume; where the volume is smaller its outermost voxels go on."""
+def _patch(volume: Labelled, middle: NDArray[Any], crop: int, dims: Dims
+           ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A cube or square around `middle`, moved inside the volume; where that is smaller its outermost voxels go on."""
     shape = np.array(volume.labels.shape)
-    start = np.clip(middle - crop // 2, 0, np.maximum(shape - crop, 0))
-    part = tuple(slice(a, a + crop) for a in start)
-    margins = [(0, max(0, crop - n)) for n in shape]
-    return (np.pad(volume.image[:, *part], [(0, 0), *margins], mode="edge"), np.pad(volume.labels[part], margins))
+    edges = np.array([crop, crop, crop if dims == 3 else 1])
+    start = np.clip(middle - edges // 2, 0, np.maximum(shape - edges, 0))
+    part = tuple(slice(a, a + n) for a, n in zip(start, edges, strict=True))
+    margins = [(0, max(0, n - there)) for n, there in zip(edges, shape, strict=True)]
+    image = np.pad(volume.image[:, *part], [(0, 0), *margins], mode="edge")
+    labels = np.pad(volume.labels[part], margins)
+    return (image, labels) if dims == 3 else (image[..., 0], labels[..., 0])
+
+
+def _precision(device: str | torch.device, dims: Dims) -> torch.autocast:
+    """bf16 for slices where the machine computes in it; 3D convolutions gain little from it."""
+    chosen = torch.device(device)
+    kind = pick_precision("auto", chosen)
+    return torch.autocast(chosen.type, dtype=kind, enabled=dims == 2 and kind != torch.float32)
 
 
 def segment(model: SmallUNet, image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(C, X, Y, Z) network values -> (X, Y, Z) label indices."""
-    edges = [-(-n // MULTIPLE) * MULTIPLE for n in image.shape[1:]]
-    batch = np.pad(image, [(0, 0), *((0, edge - n) for edge, n in zip(edges, image.shape[1:], strict=True))],
-                   mode="edge")[None]
+    found: NDArray[np.uint8] = _logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
+    return found
+
+
+def foreground(model: SmallUNet, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(C, X, Y, Z) network values -> (X, Y, Z) probability of any label; of one label, it is found from a half on."""
+    chances: NDArray[np.float32] = (1 - _logits(model, image).softmax(0)[0]).cpu().numpy()
+    return chances
+
+
+def _logits(model: SmallUNet, image: NDArray[np.float32]) -> Tensor:
+    """(outputs, X, Y, Z): of whole volumes in windows, or of slices some at a time."""
+    dims: Dims = model.dims
+    edges = [-(-n // MULTIPLE[dims]) * MULTIPLE[dims] for n in image.shape[1 : 1 + dims]]
+    margins = [(0, edge - n) for edge, n in zip(edges, image.shape[1:], strict=False)]
+    whole = np.pad(image, [(0, 0), *margins, *[(0, 0)] * (3 - dims)], mode="edge")
     device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = sliding_window_inference(torch.from_numpy(batch).to(device=device, memory_format=LAYOUT),
-                                          [min(WINDOW, n) for n in edges], 1, model)
-    found: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-    return found[tuple(slice(n) for n in image.shape[1:])]
+    with torch.no_grad(), _precision(device, dims):
+        if dims == 3:
+            logits = sliding_window_inference(torch.from_numpy(whole[None]).to(device=device, memory_format=LAYOUT[3]),
+                                              [min(WINDOW, n) for n in edges], 1, model)[0]
+        else:
+            slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(whole, -1, 0)))
+            logits = torch.cat([model(part.to(device=device, memory_format=LAYOUT[2])).float()
+                                for part in torch.split(slices, SLICES)]).movedim(0, -1)
+    x, y, z = image.shape[1:]
+    result: Tensor = logits[:, :x, :y, :z]
+    return result
 
 
 def dice(found: NDArray[Any], wanted: NDArray[Any], labels: int) -> Values:
@@ -236,25 +297,43 @@ def compare_dice(scores: Mapping[str, Values], people: Sequence[str], labels: Se
         Plain values for JSON: `arms` and `differences`, each a label's name or `MEAN` -> the fields of `Estimate`;
         differences also have `detectable`, the smallest true difference that 8 of 10 such studies would show.
     """
+    kept = np.atleast_1d(np.isfinite(next(iter(scores.values()))).any(axis=(0, 1)))
+    picked = {label: {arm: values[..., n] for arm, values in scores.items()}
+              for n, label in enumerate(labels) if kept[n]}
+    picked[MEAN] = {arm: known_mean(values) for arm, values in scores.items()}
+    return compare_measures(picked, people, pairs, resamples=resamples, seed=seed)
+
+
+def compare_measures(measures: Mapping[str, Mapping[str, Values]], people: Sequence[str],
+                     pairs: Sequence[tuple[str, str]], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Any measures of volumes, as `compare_dice` compares Dice.
+
+    Args:
+        measures: Measure -> arm -> (S, N): seeds, volumes; NaN where a volume has no such measure.
+        people: (N,) what is drawn together.
+        pairs: (arm, other arm).
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        As `compare_dice` does.
+    """
     rng = np.random.default_rng(seed)
     names, owner = np.unique(np.asarray(people), return_inverse=True)
     draws = draw_units(np.zeros(len(names), np.intp), resamples, rng)[:, owner]
-    count = next(iter(scores.values())).shape[0]
+    known = next(iter(measures.values()))
+    count = next(iter(known.values())).shape[0]
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    arms: dict[str, dict[str, Any]] = {arm: {} for arm in scores}
+    arms: dict[str, dict[str, Any]] = {arm: {} for arm in known}
     differences: dict[str, dict[str, Any]] = {f"{one} - {other}": {} for one, other in pairs}
-    kept = np.atleast_1d(np.isfinite(next(iter(scores.values()))).any(axis=(0, 1)))
-    for number, label in [*((n, label) for n, label in enumerate(labels) if kept[n]), (-1, MEAN)]:
-        picked = {arm: known_mean(values) if label == MEAN else values[..., number]
-                  for arm, values in scores.items()}
-        exact = {arm: _weighted(values, np.ones((1, len(owner)))) for arm, values in picked.items()}
-        drawn = {arm: _weighted(values, draws) for arm, values in picked.items()}
+    for measure, values_of in measures.items():
+        exact = {arm: _weighted(values, np.ones((1, len(owner)))) for arm, values in values_of.items()}
+        drawn = {arm: _weighted(values, draws) for arm, values in values_of.items()}
         for arm in arms:
-            arms[arm][label] = asdict(estimate(exact[arm][0], drawn[arm], seeds))
+            arms[arm][measure] = asdict(estimate(exact[arm][0], drawn[arm], seeds))
         for one, other in pairs:
-            found = estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds)
-            differences[f"{one} - {other}"][label] = {**asdict(found),
-                                                      "detectable": DETECTABLE * (found.high - found.low)}
+            differences[f"{one} - {other}"][measure] = with_detectable(
+                estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
     return {"people": len(names), "volumes": len(owner), "arms": arms, "differences": differences}
 
 

@@ -27,6 +27,8 @@ BLOCK = 10
 RESAMPLES = 2_000
 #: Classes are drawn evenly in training, so half is the classifier's own threshold.
 THRESHOLD = 0.5
+#: A difference of 1.96 + 0.84 standard errors is found in 8 of 10 studies, and a 95 % interval is 3.92 wide.
+DETECTABLE = (1.96 + 0.84) / (2 * 1.96)
 WIDTHS = (16, 32, 48, 64)
 BATCH, RATE, WEIGHT_DECAY = 32, 2e-3, 1e-2
 #: How far above `OUTSIDE` a value is tissue, and not rounding.
@@ -58,7 +60,8 @@ class SmallClassifier(nn.Module):
         return logits
 
 
-def train_classifier(examples: Examples, *, steps: int, seed: int, device: str = "cpu") -> SmallClassifier:
+def train_classifier(examples: Examples, *, steps: int, seed: int, device: str = "cpu",
+                     augmented: bool = True) -> SmallClassifier:
     """Trains the small classifier for exactly `steps` optimiser steps.
 
     Args:
@@ -66,6 +69,7 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
         steps: Steps of AdamW with a one-cycle rate.
         seed: Of the first weights, the batches and their augmentation. The same in two arms: the same first weights.
         device: Where to train.
+        augmented: Whether pictures are turned, shifted, scaled and changed in brightness.
 
     Raises:
         Refused: `DATASET_EMPTY` when all pictures are of one class.
@@ -77,7 +81,9 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
                       "Give data with and without lesions, or with two classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmallClassifier(images.shape[1]).to(device)
+        model = SmallClassifier(images.shape[1])
+    # Channels last: a CPU takes a third longer the other way.
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chance = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
@@ -86,7 +92,8 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
     for _ in range(steps):
         # Not randint: its draws from a doubled pool are the same pictures, and the arm of repeats the same run.
         index = torch.cat([pool[(torch.rand(half, generator=chance) * len(pool)).long()] for pool in classes])
-        loss = F.binary_cross_entropy_with_logits(model(_disturbed(images[index.to(device)], chance)), wanted)
+        drawn = images[index.to(device)].to(memory_format=torch.channels_last)
+        loss = F.binary_cross_entropy_with_logits(model(_disturbed(drawn, chance) if augmented else drawn), wanted)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -261,7 +268,7 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
     Returns:
         Plain values for JSON: `resampled` ("patients" or "blocks"), `trivial` (the AUROC of what needs no look at a
         lesion: where an arm does no better, the task says nothing about lesions), `arms` and `differences`, each a
-        measure's name -> the fields of `Estimate`.
+        measure's name -> the fields of `Estimate`, differences with `detectable` besides.
 
     Raises:
         Refused: `DATASET_EMPTY` where every fold's test pictures are of one class.
@@ -285,7 +292,7 @@ def compare(test: Scored, pairs: Sequence[tuple[str, str]], *, resamples: int = 
         for arm in arms:
             arms[arm][measure] = asdict(estimate(exact[arm][0], drawn[arm], seeds))
         for one, other in pairs:
-            differences[f"{one} - {other}"][measure] = asdict(
+            differences[f"{one} - {other}"][measure] = with_detectable(
                 estimate(exact[one][0] - exact[other][0], drawn[one] - drawn[other], seeds))
     by = {"slice number": test.places[None].astype(np.float64), "tissue area": test.filled[None]}
     blind = replace(test, scores=by)
@@ -352,3 +359,8 @@ def estimate(exact: Values, drawn: Values, seeds: Values) -> Estimate:
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     deviation = float(exact.std(ddof=1)) if len(exact) > 1 else None
     return Estimate(float(exact.mean()), deviation, float(low), float(high), tuple(float(v) for v in exact))
+
+
+def with_detectable(difference: Estimate) -> dict[str, Any]:
+    """Its fields, and `detectable`, the smallest true difference that 8 of 10 such studies would show."""
+    return {**asdict(difference), "detectable": DETECTABLE * (difference.high - difference.low)}

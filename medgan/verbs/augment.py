@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medgan.config import Config
 from medgan.datasets.cards import data_card
-from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.cases import Dataset
 from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
+from medgan.datasets.splits import patient_key
 from medgan.errors import Interrupted, Refused
-from medgan.storage import locked, remove_partial, write_json, write_text
-from medgan.verbs.cases import Factory, factory, synthetic_case
+from medgan.storage import PARTIAL, locked, remove_partial, write_json, write_text
+from medgan.verbs.choose import CHOSEN, Choice, chosen, plan_cases
+from medgan.verbs.masks import looked_at
+from medgan.verbs.pool import Work, made
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.showing import show
 from medgan.verbs.train import RUNS, check_trainable, default_task, real_only, train
 
 if TYPE_CHECKING:
@@ -29,11 +33,12 @@ if TYPE_CHECKING:
 Method = Literal["gan", "paste", "procedural"]
 #: What an output folder was asked to be; it makes a killed run go on and a different one be refused.
 PLAN = "medgan-augment.json"
-TABLE, CARD, PICTURE = "augmentation.csv", "DATA_CARD.md", "examples.png"
-#: Cases that the picture is made from.
-PICTURED = 6
+TABLE, CARD = "augmentation.csv", "DATA_CARD.md"
+#: The task network of the gates, kept while there are cases to make.
+GATE = ".medgan-task-network.safetensors"
 COLUMNS = ("id", "origin", "parents", "label", "seed", "model", "lesions", "deviation", "visibility", "contrast",
-           "rejected")
+           "seen", "rejected", "rejected_intensity", "rejected_contrast", "rejected_unseen", "cores", "removed",
+           "controls")
 #: More is possible but never helped in any published study.
 LARGEST_FACTOR = 100.0
 
@@ -47,7 +52,10 @@ class Augmented:
         originals: Number of real cases in it, of all splits.
         synthetic: Ids of the synthetic cases.
         skipped: Id of a synthetic case that could not be made -> why.
-        run: The run that made them; None for methods without one.
+        run: The run that made them; None for methods without one, and where none was made.
+        factor: Training cases over real ones, as asked for or as chosen.
+        choice: Why this factor, with what each was worth; None where it was asked for.
+        warnings: What is odd about the data and was taken all the same.
     """
 
     out: Path
@@ -55,10 +63,13 @@ class Augmented:
     synthetic: tuple[str, ...]
     skipped: Mapping[str, str]
     run: Path | None
+    factor: float = 1.0
+    choice: Choice | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None = None,
-            model: str | Path | Run | None = None, method: Method = "gan", workers: int = 1,
+def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: str | Path | None = None,
+            model: str | Path | Run | None = None, method: Method = "gan", balance: bool = False, workers: int = 1,
             modality: str | None = None, config: str | Path | None = None,
             settings: Sequence[str] | Mapping[str, Any] = (), seed: int = 0, device: str | None = None,
             progress: Report = silent) -> Augmented:
@@ -69,11 +80,14 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
 
     Args:
         dataset: A data set of any layout in docs/formats.md, with masks or classes.
-        factor: Wanted number of training cases over the present one, at least 1.
+        factor: Wanted number of training cases over the present one, at least 1; `auto`: chosen by cross-validation
+            over the training patients (`medgan.verbs.choose`), where 1, none, is a possible answer.
         out: The new data set; None: `<dataset>-x<factor>` beside it.
         model: A run folder, or what `train` returned. None: the newest run below `runs/` trained on this data, else
             one is trained first.
         method: `gan`, or without any training `paste` (real lesions moved) or `procedural` (made-up ones).
+        balance: Fills as many places without a lesion as there are new lesions in a case, in the same shapes and with
+            the same rims, so that a model cannot learn the seam; for data sets with masks.
         workers: Processes that make cases; the result does not depend on it.
         modality: As for `train`; None: what the data set says of itself.
         config: A TOML file of settings.
@@ -86,9 +100,9 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
         Refused: Whatever is wrong with data, model, settings or output, before any work starts.
         Interrupted: Stopped by the user; finished cases are kept.
     """
-    if not 1 <= factor <= LARGEST_FACTOR:
+    if factor != "auto" and not 1 <= factor <= LARGEST_FACTOR:
         raise Refused("FACTOR_RANGE", f"--factor {factor:g}", f"it is not between 1 and {LARGEST_FACTOR:g}",
-                      "2 doubles the number of training cases")
+                      "2 doubles the number of training cases; auto finds out how many help")
     if workers < 1:
         raise Refused("CFG_VALUE", f"--workers {workers}", "there must be at least one process", "Use --workers 1")
     opened = open_dataset(dataset)
@@ -97,6 +111,9 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
     if task == "upscale" or (method != "gan" and task != "lesion"):
         raise Refused("LABEL_MISSING", opened.root, "it has no " + ("masks" if method != "gan" else "masks or classes"),
                       "Give labelled cases; medgan upsample sharpens unlabelled ones")
+    if balance and task != "lesion":
+        raise Refused("CFG_VALUE", "--balance", f"{opened.root} has no masks, and only lesions have lesion-free "
+                      "counterparts", "Leave it out, or give cases with masks")
     check_trainable(opened, task)
     target = _target(opened, factor, out)
     run = _find_run(opened, task, modality, model, method)
@@ -104,43 +121,55 @@ def augment(dataset: str | Path, *, factor: float = 2.0, out: str | Path | None 
     if run is None and modality is None:
         raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is",
                       "Use --modality ct, mr, xray or us")
-    if method == "gan" and run is None:
-        run = _trained(opened, modality, task, config, settings, seed, device, progress)
     if run is not None and modality not in (None, run.config.modality):
         raise Refused("RUN_TASK", run.path, f"it was trained on {run.config.modality}, not {modality}",
                       "Train on data of this modality")
-    if run is not None:
+    resolved = (composing(run, config, settings, seed, device) if run is not None else
+                Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device))
+    warnings = looked_at(opened, resolved)
+    work = Work(opened, resolved, method, run.path if run else None, target, seed, balance)
+    choice = _chosen(work, workers, progress) if factor == "auto" else None
+    wanted = choice.factor if choice is not None else float(factor)
+    if choice is not None and wanted == 1:
+        run = None  # what makes no case needs no generator, and is not said to have one
+    elif method == "gan" and run is None:
+        run = _trained(opened, modality, task, config, settings, seed, device, progress)
         resolved = composing(run, config, settings, seed, device)
-    else:
-        resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
-    plan = {"dataset": opened.fingerprint(), "factor": float(factor), "method": method, "seed": seed,
-            "model": run.hash() if run else None,
+    work = replace(work, config=resolved, run=run.path if run else None)
+    plan = {"dataset": opened.fingerprint(), "factor": "auto" if choice is not None else wanted, "method": method,
+            "seed": seed, "model": run.hash() if run else None,
             "settings": resolved.model_dump(mode="json", exclude={"seed", "device"})}
-    work = Work(opened, resolved, method, run.path if run else None, target, seed)
-    if not (target / PLAN).is_file() and task == "lesion":
-        _read_once(opened)
+    plan |= {"balance": True} if balance else {}
     target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
+    with locked(target), _goes_on(target):
         _same_plan(target, plan)
-        try:
-            return _fill(work, factor, workers, progress, run)
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped; finished cases are in {target}; the same command goes on") from None
+        return _fill(work, wanted, workers, progress, run, choice, warnings)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a process needs to make cases: small enough to be sent to it."""
-
-    dataset: Dataset
-    config: Config
-    method: Method
-    run: Path | None
-    out: Path
-    seed: int
+@contextlib.contextmanager
+def _goes_on(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; what is finished is in {target}; the same command goes on") from None
 
 
-def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | None) -> Augmented:
+def _chosen(work: Work, workers: int, progress: Report) -> Choice:
+    """The choice of the factor, made under the output's lock; an output that fails before it has any is removed."""
+    fresh = not work.out.exists()
+    work.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(work.out), _goes_on(work.out):
+            return chosen(work, workers=workers, progress=progress)
+    except BaseException:
+        if fresh:
+            with contextlib.suppress(OSError):
+                work.out.rmdir()  # only where it is empty
+        raise
+
+
+def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | None, choice: Choice | None,
+          warnings: tuple[str, ...]) -> Augmented:
     dataset, target = work.dataset, work.out
     layout = LAYOUTS[dataset.layout]
     remove_partial(target)
@@ -152,8 +181,9 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
             if not layout.sidecar(layout.place(target, dataset, new)).is_file()]
     skipped: dict[str, str] = {}
     done = len(planned) - len(todo)
+    work, remarks = _gate(work) if planned else (work, [])
     progress(Progress("synthesizing", done, len(planned), "cases"))
-    for name, why in _made(work, todo, workers):
+    for name, why in made(work, todo, workers):
         done += 1
         if why:
             skipped[name] = why
@@ -163,40 +193,37 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     records = [Provenance.read(layout.sidecar(case)) for case in placed[len(dataset.cases):]]
     write_text(target / TABLE, table(dataset, records))
     model = {"model": run.path.name, "model_hash": run.hash()} if run else {}
-    write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=work.method, seed=work.seed, **model))
-    _picture(work, planned, placed[len(dataset.cases):], records)
+    remarks = [*warnings, *(choice.lines() if choice is not None else ()), *remarks,
+               *show(work, planned, placed[len(dataset.cases):], records)]
+    write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=_methods(work, records),
+                                        seed=work.seed, remarks=remarks, **model))
     layout.finish(target, dataset, placed)
-    return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None)
+    (target / GATE).unlink(missing_ok=True)
+    return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None,
+                     factor, choice, warnings)
 
 
-def _picture(work: Work, planned: Sequence[tuple[Case, Case]], placed: Sequence[Case],
-             records: Sequence[Provenance]) -> None:
-    """Before, mask and after of some new lesions, so that nobody trains on them unseen."""
-    # Where images lie side by side in the root, a picture there would be taken for one of them.
-    if work.config.task != "lesion" or not records or work.dataset.layout == "images":
-        return
-    from medgan.reports.examples import lesion_examples
-    from medgan.reports.sheets import save
-
-    parents = {new.id: parent for parent, new in planned}
-    shown = []
-    for case, record in list(zip(placed, records, strict=True))[:PICTURED]:
-        made, mask = work.dataset.load(case)
-        assert mask is not None
-        shown.append((work.dataset.load(parents[case.id])[0], made, mask, record.lesions))
-    save(lesion_examples(shown, work.config.intensity), work.out / PICTURE)
+def _methods(work: Work, records: Sequence[Provenance]) -> str:
+    """How the cases were made: some of a generator's have real lesions, moved."""
+    counts = Counter(record.method for record in records)
+    if set(counts) <= {work.method}:
+        return work.method
+    return ", ".join(f"{name} ({count} case{'s' * (count > 1)})" for name, count in sorted(counts.items()))
 
 
-def plan_cases(dataset: Dataset, factor: float) -> list[tuple[Case, Case]]:
-    """(parent, new case) for every synthetic case: each training case in turn, with a new id."""
-    parents = [case for case in dataset.split("train") if not case.synthetic
-               and (case.mask is not None or not dataset.labels)]
-    count = round((factor - 1) * len(dataset.split("train")))
-    planned = []
-    for number in range(count):
-        parent = parents[number % len(parents)]
-        planned.append((parent, synthetic_case(parent, number // len(parents) + 1)))
-    return planned
+def _gate(work: Work) -> tuple[Work, list[str]]:
+    """The work with a task network that has to see each lesion, and what is to be said of it."""
+    if work.config.task != "lesion" or work.config.augment.seen <= 0:
+        return work, []
+    from medgan.lesions.seer import Seer
+
+    if len({patient_key(case) for case in work.dataset.split("train") if case.mask is not None}) < 2:
+        return work, ["One patient is too few to train a task network that judges lesions: that gate is open"]
+    path = work.out / GATE
+    if not path.is_file():
+        Seer.train(work.dataset, work.config, work.seed).save(path)
+    note = Seer.load(path).learned.note
+    return replace(work, gate=path), [note] if note else []
 
 
 def table(dataset: Dataset, records: Sequence[Provenance]) -> str:
@@ -214,44 +241,11 @@ def table(dataset: Dataset, records: Sequence[Provenance]) -> str:
     return text.getvalue()
 
 
-def _made(work: Work, todo: Sequence[tuple[int, Case, Case]], workers: int) -> Iterator[tuple[str, str]]:
-    """Makes the cases and yields (id, why it was skipped or an empty string) as they are finished."""
-    if workers == 1 or len(todo) <= 1:
-        factory = _factory(work)
-        for number, parent, new in todo:
-            yield new.id, factory(number, parent, new)
-        return
-    # Fresh processes: a forked one would share torch's thread pool with this one.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (work, workers)) as pool:
-        yield from pool.map(_in_worker, todo)
-
-
-def _factory(work: Work) -> Factory:
-    return factory(work.dataset, work.config, work.method, work.run, work.out, work.seed)
-
-
-_worker_factory: Factory | None = None
-
-
-def _start_worker(work: Work, workers: int) -> None:
-    import torch
-
-    global _worker_factory
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    _worker_factory = _factory(work)
-
-
-def _in_worker(item: tuple[int, Case, Case]) -> tuple[str, str]:
-    number, parent, new = item
-    assert _worker_factory is not None
-    return new.id, _worker_factory(number, parent, new)
-
-
-def _target(dataset: Dataset, factor: float, out: str | Path | None) -> Path:
+def _target(dataset: Dataset, factor: float | str, out: str | Path | None) -> Path:
     base = base_of(dataset)
     lone = base if dataset.layout != "npz" else dataset.root
-    target = Path(out) if out is not None else lone.with_name(f"{lone.name.removesuffix('.npz')}-x{factor:g}")
+    named = factor if isinstance(factor, str) else f"{factor:g}"
+    target = Path(out) if out is not None else lone.with_name(f"{lone.name.removesuffix('.npz')}-x{named}")
     inside, root = target.resolve(), lone.resolve()
     if inside == root or root in inside.parents:
         raise Refused("OUT_EXISTS", target, "the output would lie in the data set itself", "Choose another --out")
@@ -259,16 +253,11 @@ def _target(dataset: Dataset, factor: float, out: str | Path | None) -> Path:
 
 
 def _refuse_other_content(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and ((target / PLAN).is_file() or not any(target.iterdir()))):
+    ours = (PLAN, CHOSEN, f"{PARTIAL}-choice")
+    if target.exists() and not (target.is_dir() and (any((target / name).exists() for name in ours)
+                                                     or not any(target.iterdir()))):
         raise Refused("OUT_EXISTS", target, "it exists and holds something that medgan augment did not write",
                       "Choose another --out, or empty it")
-
-
-def _read_once(dataset: Dataset) -> None:
-    """Reads every case that is learned from, so that what is wrong with one is said before anything is written."""
-    for case in dataset.split("train"):
-        if case.mask is not None:
-            dataset.load(case)
 
 
 def _same_plan(target: Path, plan: Mapping[str, Any]) -> None:
@@ -279,7 +268,7 @@ def _same_plan(target: Path, plan: Mapping[str, Any]) -> None:
             there = json.loads((target / PLAN).read_text(encoding="utf-8"))
         except ValueError:
             there = {}
-        differing = [key for key in plan if there.get(key) != plan[key]]
+        differing = [key for key in {**plan, **there} if there.get(key) != plan.get(key)]
         if differing:
             raise Refused("OUT_EXISTS", target, f"it was begun with another {', '.join(differing)}",
                           "Choose another --out, or call it with the same arguments")
@@ -325,7 +314,9 @@ def check_run(run: Run, dataset: Dataset, task: str) -> None:
                       f"it was trained on {run.interface['channels']} channels, {dataset.root} has "
                       f"{len(dataset.channels)}", "Train a run on data with the same channels")
     if task == "lesion":
-        wanted = {str(value): name for value, name in dataset.labels.items() if value}
+        from medgan.lesions.scans import mask_values
+
+        wanted = {str(value): dataset.labels[value] for value in mask_values(dataset, run.config.data.organs)}
         if dict(run.interface["labels"]) != wanted:
             raise Refused("LABEL_UNKNOWN", run.path, f"it knows the labels {dict(run.interface['labels'])}, "
                           f"{dataset.root} has {wanted}", "Train a run on data with the same labels")

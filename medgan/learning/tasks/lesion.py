@@ -2,40 +2,47 @@
 
 The generator sees the image with a void that is smoothly filled, the mask and noise; its drawing is blended in with
 a soft mask, so that outside the dilated mask every voxel keeps its value. Lesion-free voids are drawn in the same
-batches (the class is then "no lesion"), so that the same network also in-paints healthy tissue.
+batches (the class is then "no lesion"), so that the same network also in-paints healthy tissue; `loss.warmup` lets the
+first part of a run draw nothing else. A small task network, which learns on real crops beside the game, has to see what
+is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
 from medgan.learning import losses
-from medgan.learning.networks import LesionDiscriminator, LesionGenerator
+from medgan.learning.networks import LesionDiscriminator, LesionGenerator, LesionReader
 from medgan.learning.task import Batch, Parts, Task
-from medgan.lesions.crops import Grid, encode, working_spacing
-from medgan.lesions.scans import Scan, mask_values, open_scan
-from medgan.lesions.shapes import RIM_VOXELS, Lesion, find_lesions, soft_mask
+from medgan.learning.tasks.lesion_source import VERSION, LesionSource
+from medgan.lesions.textures import QUANTILES, Textures
 
-#: Crops are stored this much larger than they are used, for shifts.
-STORED = 1.25
-#: A slice with fewer lesion voxels on the working grid teaches nothing about lesions.
-SMALLEST_SECTION = 6
-#: How many pairs of tissue and mask are tried for each request of the contact sheet.
-REQUEST_DRAWS = 24
-#: Two draws of one request need not differ by more than this, in network values.
-DIVERSITY_BOUND = 0.15
+#: Two draws of one request are rewarded for differing up to this share of what real lesions differ by, ...
+DIVERSITY_SHARE = 0.6
+#: ... and at least up to this, in network values, where there is but one lesion to go by.
+DIVERSITY_LEAST = 0.02
+#: One in so many requests is drawn twice.
+TWICE = 8
+#: One in so many images has its penalties taken.
+PENALISED = 4
+#: One in so many real crops teaches the task network, which is much the easier game.
+READ = 4
+#: Weight of the game while only tissue is drawn (recipe: L1 times ten and a tenth of the adversary).
+WARM_GAME = 0.1
+#: From this share of the run on, the task network has to see what is made.
+SEEN_FROM = 0.3
+#: Images over which the probability of a cut goes from 0 to 1 when the discriminator is always too sure.
+CUTOUT_IMAGES = 8_000
 
 
 def smooth_fill(image: Tensor, void: Tensor) -> Tensor:
@@ -62,27 +69,50 @@ def smooth_fill(image: Tensor, void: Tensor) -> Tensor:
 
 
 class LesionTask(Task):
-    """Generator and discriminator of lesions in 2D or 3D; see the module's text."""
+    """Generator, discriminator and task network of lesions in 2D or 3D; see the module's text."""
 
     name: ClassVar[str] = "lesion"
     generator: LesionGenerator
+    cutout: Tensor
+    centres: Tensor
+    quantiles: Tensor
 
     def __init__(self, config: Config, interface: Mapping[str, Any]) -> None:
         super().__init__()
+        if interface.get("version") != VERSION:
+            raise Refused("CKPT_MISMATCH", "the run's interface", "its lesion networks are of another version, "
+                          f"{interface.get('version', 1)} and not {VERSION}", "Train it again")
         net, dims = config.network, config.data.dims
         channels, labels = int(interface["channels"]), len(interface["labels"])
+        textures = len(interface["textures"]["centres"])
         self.generator = LesionGenerator(dims, channels, labels, width=net.width, levels=net.levels,
-                                         noise=net.noise_channels)
-        self.discriminator = LesionDiscriminator(dims, channels, labels, width=net.width, levels=net.levels)
+                                         noise=net.noise_channels, textures=textures,
+                                         latent=int(interface.get("latent", 0)))
+        self.discriminator = LesionDiscriminator(dims, channels, labels, width=net.width, levels=net.levels,
+                                                 textures=textures)
         self.weights = config.loss
+        self.reader = LesionReader(dims, channels, labels, width=net.width) if self.weights.seen > 0 else None
+        # The layout in which small convolutions are several times faster on CPUs.
+        self.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+        self.register_buffer("cutout", torch.zeros(()))
+        self.register_buffer("centres", torch.from_numpy(Textures.of(interface).centres), persistent=False)
+        self.register_buffer("quantiles", torch.from_numpy(QUANTILES).float(), persistent=False)
+        self.bound = max(DIVERSITY_SHARE * float(interface["spread"]), DIVERSITY_LEAST)
         voxels = config.data.crop**dims
         self.gamma_start = config.training.gamma * voxels / 4096
         self.gamma, self.progress = self.gamma_start, 0.0
+        self._drawn: tuple[Batch, Batch, Tensor] | None = None
 
     @property
     def players(self) -> dict[str, nn.Module]:
         """The discriminator moves first."""
-        return {"discriminator": self.discriminator, "generator": self.generator}
+        readers = {"reader": self.reader} if self.reader is not None else {}
+        return {"discriminator": self.discriminator, **readers, "generator": self.generator}
+
+    @property
+    def warming(self) -> bool:
+        """Whether this is the first part of the run, in which only tissue is drawn."""
+        return self.progress < self.weights.warmup
 
     def at(self, progress: float) -> None:
         """Lets the penalty fall to a tenth along a cosine; the reconstruction in lesions falls with it."""
@@ -95,53 +125,110 @@ class LesionTask(Task):
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
         """The relativistic game with R1 and R2, and for the generator what `config.loss` weighs in."""
-        critic, context = self.discriminator, (batch["void"], batch["labels"], batch["condition"])
-        real = batch["image"]
-        if player == "discriminator":
-            with torch.no_grad():
-                made = self.draw(batch)
-            real_logits, _ = critic(real, *context)
-            made_logits, _ = critic(made, *context)
-            game = losses.relativistic_discriminator(real_logits, made_logits)
-            # Every other image estimates the same mean at half the cost of the dearest part of the step.
-            few = tuple(tensor[::2] for tensor in context)
-            r1 = losses.zero_centred_penalty(lambda x: critic(x, *few)[0], real[::2])
-            r2 = losses.zero_centred_penalty(lambda x: critic(x, *few)[0], made[::2])
-            margin = (real_logits - made_logits).mean()
-            return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin}
-        return self._generator_loss(batch)
+        if player == "reader":
+            return self._reader_loss(batch)
+        if player == "generator":
+            return self._generator_loss(*self._played(batch))
+        # What the generator draws now it would draw again when it moves: its graph is kept till then.
+        self.generator.requires_grad_(True)
+        self._drawn = None
+        played, drawn = self._played(batch)
+        self._drawn = batch, played, drawn
+        return self._discriminator_loss(played, drawn.detach())
 
-    def _generator_loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+    def _played(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch as this part of the run plays it, and what the generator draws into it."""
+        if self._drawn is not None and self._drawn[0] is batch:
+            _, played, drawn = self._drawn
+            self._drawn = None
+            return played, drawn
+        played = without_lesions(batch) if self.warming else dict(batch)
+        played["filled"] = smooth_fill(played["image"], (played["void"] > 0).to(played["image"].dtype))
+        return played, self.draw(played)
+
+    def _discriminator_loss(self, batch: Batch, made: Tensor) -> tuple[Tensor, Parts]:
+        critic, (real, made, *context) = self.discriminator, self._cut(batch, made)
+        logits, _ = critic(torch.cat([real, made]), *[torch.cat([tensor] * 2) for tensor in context])
+        real_logits, made_logits = logits.chunk(2)
+        game = losses.relativistic_discriminator(real_logits, made_logits)
+        # A few images estimate the same mean at a fraction of the cost of the dearest part of the step.
+        few = [tensor[::PENALISED] for tensor in (real, made, *context)]
+        r1, r2 = (losses.zero_centred_penalty(lambda x: critic(x, *few[2:])[0], x) for x in few[:2])
+        margin = (real_logits - made_logits).detach()
+        if self.weights.cutout_cap > 0:
+            self.cutout.copy_(next_cutout(self.cutout, margin, self.weights.cutout_target, self.weights.cutout_cap))
+        return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin.mean(),
+                                                     "cutout": self.cutout.clone()}
+
+    def _cut(self, batch: Batch, made: Tensor) -> tuple[Tensor, ...]:
+        """Real and made images and their context as the discriminator sees them: with a box cut from some.
+
+        Flips, quarter turns and shifts need not be adapted: every crop is drawn with all of them (`lesion_source`).
+        """
+        tensors: tuple[Tensor, ...] = (batch["image"], made, batch["void"], batch["labels"])
+        if float(self.cutout) > 0:
+            kept = kept_by_cutout(batch["void"], float(self.cutout))
+            tensors = tuple(tensor * kept for tensor in tensors)
+        return *tensors, batch["condition"]
+
+    def _reader_loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+        """A few real crops a step are read; what is not known to be lesion or not is left out."""
+        assert self.reader is not None
+        few = {name: tensor[::READ] for name, tensor in batch.items()}
+        error = read_error(self.reader(few["image"]), few["labels"], few["known"])
+        return error, {"error": error}
+
+    def _generator_loss(self, batch: Batch, made: Tensor) -> tuple[Tensor, Parts]:
         weights, real = self.weights, batch["image"]
-        context = (batch["void"], batch["labels"], batch["condition"])
-        made = self.draw(batch)
+        seen_real, seen_made, *context = self._cut(batch, made)
         with torch.no_grad():
-            real_logits, real_features = self.discriminator(real, *context)
-        made_logits, made_features = self.discriminator(made, *context)
+            real_logits, real_features = self.discriminator(seen_real, *context)
+        made_logits, made_features = self.discriminator(seen_made, *context)
         void = batch["void"]
         lesion = batch["labels"].sum(dim=1, keepdim=True)
-        healthy = spread_over(1 - batch["condition"][:, -1], void) * void
-        rim = (void - lesion).clamp(min=0) * spread_over(batch["condition"][:, -1], void)
+        present = spread_over(batch["condition"][:, -1], void)
         parts = {
             "adversarial": losses.relativistic_generator(real_logits, made_logits),
             "reconstruction": losses.masked_l1(made, real, lesion),
-            "healthy": losses.masked_l1(made, real, healthy),
-            "rim": losses.masked_l1(made, real, rim),
+            "healthy": losses.masked_l1(made, real, (1 - present) * void),
+            "rim": losses.masked_l1(made, real, (void - lesion).clamp(min=0) * present),
             "histogram": losses.sorted_distance(real, made, lesion),
             "features": torch.stack([(a.float().mean(0) - b.float().mean(0)).abs().mean()
                                      for a, b in zip(real_features, made_features, strict=True)]).mean(),
         }
-        total = (weights.adversarial * parts["adversarial"] + weights.healthy * parts["healthy"]
+        game = WARM_GAME if self.warming else 1.0
+        total = (game * (weights.adversarial * parts["adversarial"] + weights.features * parts["features"])
+                 + weights.healthy * parts["healthy"]
                  + weights.reconstruction * (1 - self.progress) * parts["reconstruction"]
-                 + weights.rim * parts["rim"] + weights.histogram * parts["histogram"]
-                 + weights.features * parts["features"])
-        if weights.diversity > 0:
-            # A quarter of the batch drawn twice is enough to feel a collapse.
-            few = {name: tensor[: max(1, len(tensor) // 4)] for name, tensor in batch.items()}
-            parts["diversity"] = losses.diversity_ratio(made[: len(few["image"])], self.draw(few), few["void"],
-                                                        DIVERSITY_BOUND)
-            total = total - weights.diversity * parts["diversity"] / DIVERSITY_BOUND
+                 + weights.rim * parts["rim"] + weights.histogram * parts["histogram"])
+        if not self.warming:
+            # A few requests drawn twice are enough to feel a collapse; lesions come first in a batch. Every other time
+            # they are drawn in another texture instead: a lesion's own tissue betrays its texture, so that without
+            # this the texture asked for is not listened to.
+            few = {name: tensor[: max(1, len(tensor) // TWICE)] for name, tensor in batch.items()}
+            if weights.texture > 0 and len(self.centres) > 1 and float(torch.rand(())) < 0.5:
+                parts["texture"] = self._texture_error(few)
+                total = total + 2 * weights.texture * parts["texture"]
+            elif weights.diversity > 0:
+                change = losses.diversity_ratio(made[: len(few["image"])], self.draw(few), few["void"], self.bound)
+                parts["diversity"] = change
+                total = total - 2 * weights.diversity * change / self.bound
+        if self.reader is not None and self.progress >= SEEN_FROM:
+            parts["seen"] = read_error(self.reader(made), batch["labels"], (void > 0).to(void.dtype))
+            total = total + weights.seen * parts["seen"]
         return total, parts
+
+    def _texture_error(self, batch: Batch) -> Tensor:
+        """How far lesions drawn in textures picked at random are from these."""
+        picked = torch.randint(len(self.centres), (len(batch["image"]),)).to(self.centres.device)
+        condition = batch["condition"].clone()
+        first = batch["labels"].shape[1] + 1
+        condition[:, first:-1] = F.one_hot(picked, len(self.centres)).to(condition.dtype)
+        lesion = batch["labels"].sum(dim=1, keepdim=True)
+        rim = ((batch["void"] > 0).to(lesion.dtype) - lesion).clamp(min=0)
+        around = (batch["image"] * rim).flatten(2).sum(2) / rim.flatten(2).sum(2).clamp(min=1)
+        return losses.description_distance(self.draw(batch | {"condition": condition}), lesion, around,
+                                           self.centres[picked], self.quantiles)
 
     def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
         """Rows: tissue before, the mask asked for, the lesion drawn twice; and real lesions for comparison."""
@@ -183,7 +270,8 @@ def paint(generator: nn.Module, batch: Mapping[str, Tensor], noise: list[Tensor]
 
     Args:
         generator: A `LesionGenerator`.
-        batch: `image` (B, C, ...), `void` (B, 1, ...) soft mask, `labels`, `distance`, `condition`.
+        batch: `image` (B, C, ...), `void` (B, 1, ...) soft mask, `labels`, `distance`, `condition`; `filled`, the
+            image with its void smoothly filled, where it is known already.
         noise: As `LesionGenerator.noise_shapes` says; drawn from torch's generator when None.
         blend: False leaves the drawing unblended inside the void, for callers that blend on another grid.
     """
@@ -193,8 +281,47 @@ def paint(generator: nn.Module, batch: Mapping[str, Tensor], noise: list[Tensor]
     if noise is None:
         noise = [torch.randn(len(image), *shape, device=image.device)
                  for shape in generator.noise_shapes(image.shape[2:])]
-    drawn = generator(smooth_fill(image, hard), soft, batch["distance"], batch["labels"], batch["condition"], noise)
+    filled = batch["filled"] if "filled" in batch else smooth_fill(image, hard)
+    drawn = generator(filled, soft, batch["distance"], batch["labels"], batch["condition"], noise)
     return torch.where(hard.bool(), image + (soft if blend else hard) * (drawn - image), image)
+
+
+def without_lesions(batch: Batch) -> Batch:
+    """The batch with nothing but lesion-free voids: a lesion's void is moved aside, to where no lesion is known."""
+    void, dims = batch["void"], batch["void"].ndim - 2
+    present = spread_over(batch["condition"][:, -1], void)
+    moves = [int(torch.randint(n // 4, 3 * n // 4 + 1, ())) for n in void.shape[2:]]
+    aside = torch.roll(void, moves, tuple(range(2, 2 + dims))) * (void == 0) * batch["known"]
+    return batch | {"void": torch.where(present > 0, aside, void), "labels": torch.zeros_like(batch["labels"]),
+                    "distance": torch.full_like(batch["distance"], -1),
+                    "condition": torch.zeros_like(batch["condition"])}
+
+
+def next_cutout(now: Tensor, margin: Tensor, target: float, cap: float) -> Tensor:
+    """The probability of a cut, raised where the discriminator is surer than `target`, else lowered.
+
+    Adaptive discriminator augmentation (Karras et al. 2020) with the sign of the relativistic margin (B,) as its sign.
+    """
+    step = (margin.sign().mean() - target).sign() * len(margin) / CUTOUT_IMAGES
+    return (now + step).clamp(0, cap)
+
+
+def kept_by_cutout(like: Tensor, probability: float) -> Tensor:
+    """(B, 1, ...) 1, and 0 in a random box of half the edge in some images (DeVries & Taylor 2017)."""
+    kept = torch.ones_like(like[:, :1])
+    for row in torch.nonzero(torch.rand(len(like)) < probability)[:, 0].tolist():
+        starts = [int(torch.randint(-(n // 4), n - n // 4 + 1, ())) for n in like.shape[2:]]
+        box = tuple(slice(max(0, a), a + n // 2) for a, n in zip(starts, like.shape[2:], strict=True))
+        kept[(row, 0, *box)] = 0
+    return kept
+
+
+def read_error(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, L, .../2) with labels (B, L, ...), averaged over where (B, 1, ...) it counts."""
+    pool = F.avg_pool2d if labels.ndim == 4 else F.avg_pool3d
+    wanted, weight = pool(labels, 2), pool(where, 2)
+    error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1, keepdim=True)
+    return (error * weight).sum() / weight.sum().clamp(min=1)
 
 
 def spread_over(vector: Tensor, like: Tensor) -> Tensor:
@@ -206,180 +333,3 @@ def middle(tensor: Tensor) -> NDArray[np.float32]:
     """(B, C, X, Y[, Z]) -> the middle slice of each, as an array (B, C, X, Y)."""
     array = tensor.detach().float().cpu().numpy()
     return array if array.ndim == 4 else array[..., array.shape[-1] // 2]
-
-
-@dataclass(frozen=True, eq=False)
-class Crop:
-    """A stored crop: network values, label indices, where tissue is, working spacing."""
-
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-    tissue: NDArray[np.bool_]
-    spacing_mm: float
-
-
-class LesionSource:
-    """Crops of real lesions and of lesion-free tissue of the training cases, held in memory."""
-
-    def __init__(self, dataset: Dataset, config: Config) -> None:
-        self.config, self.dims = config, config.data.dims
-        self.lesion_crops: list[Crop] = []
-        self.tissue_crops: list[Crop] = []
-        self.size = config.data.crop
-        self.stored = int(np.ceil(self.size * STORED / 2) * 2)
-        values = mask_values(dataset)
-        names = {str(value): dataset.labels[value] for value in values}
-        finest: list[float] = []
-        channels = 0
-        for number, case in enumerate(dataset.split("train")):
-            if case.mask is None:
-                continue
-            scan = open_scan(dataset, case, config)
-            channels = len(scan.image)
-            native = float(scan.spacing_mm[:2].min())
-            finest.append(config.data.spacing_mm or native)
-            self._cut_case(scan, finest[-1], np.random.default_rng([config.seed, 1, number]))
-        if not self.lesion_crops:
-            raise Refused("DATASET_EMPTY", dataset.root, "no training case has a lesion in its mask",
-                          "Give masks, or train --task image or upscale")
-        self.interface: dict[str, Any] = {
-            "channels": channels, "labels": names, "spacing_mm": round(float(np.median(finest)), 4),
-            "channel_names": list(dataset.channels)}
-
-    def _cut_case(self, scan: Scan, finest_mm: float, rng: np.random.Generator) -> None:
-        lesions = find_lesions(scan)
-        if not lesions:
-            return
-        limit = self.config.data.crops_per_case
-        tissue = scan.tissue()
-        centres = [(lesion, centre) for lesion in lesions for centre in self._centres(lesion)]
-        spacings = []
-        for index in sorted(rng.permutation(len(centres))[:limit]):
-            lesion, centre = centres[index]
-            spacing = working_spacing(lesion.extent_mm, finest_mm, self.size)
-            # Other lesions in the crop stay what they are to the generator: surroundings.
-            own = np.zeros(scan.labels.shape, np.uint8)
-            own[tuple(slice(c, c + n) for c, n in zip(lesion.corner, lesion.labels.shape, strict=True))] = lesion.labels
-            crop = self._cut(scan, own, tissue, centre, spacing)
-            if int((crop.labels > 0).sum()) >= SMALLEST_SECTION:
-                self.lesion_crops.append(crop)
-                spacings.append(spacing)
-        places = np.argwhere(tissue & (scan.labels == 0))
-        for _ in range(min(limit, max(4, len(spacings)))):
-            if not len(places) or not spacings:
-                break
-            spacing = float(rng.choice(spacings))
-            tries = [self._cut(scan, scan.labels, tissue, places[rng.integers(len(places))].astype(float), spacing)
-                     for _ in range(3)]
-            self.tissue_crops.append(min(tries, key=lambda crop: int((crop.labels > 0).sum())))
-
-    def _centres(self, lesion: Lesion) -> list[NDArray[np.float64]]:
-        """Where crops of a lesion are centred: its middle in 3D, the middle of each of its slices in 2D."""
-        if self.dims == 3:
-            return [lesion.centre] * max(1, min(8, int(lesion.extent_mm / 4)))
-        inside = lesion.labels > 0
-        sections = np.flatnonzero(inside.any(axis=(0, 1)))
-        middles = [np.array([*np.argwhere(inside[:, :, k]).mean(axis=0), k]) for k in sections]
-        return [lesion.corner + middle for middle in middles]
-
-    def _cut(self, scan: Scan, labels: NDArray[np.uint8], tissue: NDArray[np.bool_], centre: NDArray[np.float64],
-             spacing: float) -> Crop:
-        depth = self.stored if self.dims == 3 else 1
-        step = spacing / scan.spacing_mm
-        if self.dims == 2:
-            step[2] = 1.0
-        grid = Grid(np.asarray(centre, float), step, (self.stored, self.stored, depth))
-        image = np.stack([grid.cut(channel, order=1) for channel in scan.image])
-        mask, inside = grid.cut(labels, order=0), grid.cut(tissue.view(np.uint8), order=0) > 0
-        if self.dims == 2:
-            image, mask, inside = image[..., 0], mask[..., 0], inside[..., 0]
-        return Crop(image, mask, inside, spacing)
-
-    def batch(self, step: int) -> Batch:
-        """Lesions first, then lesion-free voids, `training.batch` in all."""
-        rng = np.random.default_rng([self.config.seed, 2, step])
-        count = self.config.training.batch
-        healthy = round(count * self.config.loss.healthy_share) if self.tissue_crops else 0
-        rows = [self._lesion_row(rng) for _ in range(count - healthy)] + [self._void_row(rng) for _ in range(healthy)]
-        return _stack(rows)
-
-    def requests(self, count: int) -> Batch:
-        """The fixed requests of the contact sheet: real masks on other tissue, the best fitting of a few draws."""
-        rng = np.random.default_rng([self.config.seed, 3])
-        rows = []
-        for _ in range(count):
-            draws = []
-            for _ in range(REQUEST_DRAWS):
-                host, shape = self._any(self.tissue_crops or self.lesion_crops, rng), self._any(self.lesion_crops, rng)
-                (image, _, tissue), (own, labels, _) = self._window(host, None), self._window(shape, None)
-                inside = np.where(tissue, labels, 0).astype(np.uint8)
-                rim = ndimage.binary_dilation(labels > 0, iterations=3) & (labels == 0)
-                share = (inside > 0).sum() / max(1, (labels > 0).sum())
-                fit = float(share - np.abs(image[0][rim] - own[0][rim].mean()).mean())
-                draws.append((fit, image, inside, shape.spacing_mm))
-            _, image, labels, spacing = max(draws, key=lambda draw: draw[0])
-            rows.append(self._row(image, labels, spacing))
-        return _stack(rows)
-
-    def lesions_only(self, count: int) -> Batch:
-        """Real lesions, for comparison on the contact sheet."""
-        rng = np.random.default_rng([self.config.seed, 4])
-        chosen = [self._any(self.lesion_crops, rng) for _ in range(count)]
-        return _stack([self._row(*self._window(crop, None)[:2], crop.spacing_mm) for crop in chosen])
-
-    @staticmethod
-    def _any(crops: list[Crop], rng: np.random.Generator) -> Crop:
-        return crops[rng.integers(len(crops))]
-
-    def _lesion_row(self, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-        crop = self._any(self.lesion_crops, rng)
-        return self._row(*self._window(crop, rng)[:2], crop.spacing_mm)
-
-    def _void_row(self, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-        """A void of a lesion's shape in tissue; a lesion that happens to be in the crop stays untouched."""
-        host = self._any(self.tissue_crops, rng)
-        image, present, tissue = self._window(host, rng)
-        _, shape, _ = self._window(self._any(self.lesion_crops, rng), rng)
-        inside = np.where(tissue, shape, 0).astype(np.uint8)
-        row = self._row(image, inside if inside.any() else shape, host.spacing_mm)
-        row["void"] = np.where(present[None] > 0, np.float32(0), row["void"])
-        row["labels"][:], row["distance"][:], row["condition"][:] = 0, -1, 0
-        return row
-
-    def _window(self, crop: Crop, rng: np.random.Generator | None
-                ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
-        """Image, labels and tissue of the used part of a stored crop: the middle, or moved and turned at random."""
-        slack = self.stored - self.size
-        if rng is None:
-            starts = [slack // 2] * self.dims
-        else:
-            starts = [int(rng.integers(slack + 1)) for _ in range(self.dims)]
-        window = tuple(slice(start, start + self.size) for start in starts)
-        maps = [crop.labels[window], crop.tissue[window]]
-        image = crop.image[(slice(None), *window)]
-        if rng is not None:
-            for axis in range(self.dims):
-                if rng.random() < 0.5:
-                    image, maps = np.flip(image, axis + 1), [np.flip(m, axis) for m in maps]
-            turns = int(rng.integers(4))
-            image, maps = np.rot90(image, turns, (1, 2)), [np.rot90(m, turns, (0, 1)) for m in maps]
-        labels, tissue = maps
-        return np.ascontiguousarray(image), np.ascontiguousarray(labels), np.ascontiguousarray(tissue)
-
-    def _row(self, image: NDArray[np.float32], labels: NDArray[np.uint8], spacing_mm: float
-             ) -> dict[str, NDArray[np.float32]]:
-        told = encode(labels, self.label_count, spacing_mm)
-        void = soft_mask(labels, np.ones(labels.ndim), RIM_VOXELS)
-        return {"image": image, "void": void[None], "labels": told.labels, "distance": told.distance,
-                "condition": told.condition}
-
-    @property
-    def label_count(self) -> int:
-        """The number of labels L."""
-        return len(self.interface["labels"])
-
-
-def _stack(rows: list[dict[str, NDArray[np.float32]]]) -> Batch:
-    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-
-

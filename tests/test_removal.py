@@ -1,0 +1,77 @@
+"""Lesions taken out: what fills their place is tissue, and nothing else is touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from medgan.config import Config
+from medgan.datasets.layouts import open_dataset
+from medgan.lesions.removal import MARGIN_MM, Tissue, fill_all, voids, without_lesions
+from medgan.lesions.scans import Scan, open_scan
+from medgan.lesions.shapes import RIM_NATIVE
+
+
+@pytest.fixture(scope="module")
+def scans(mr_set: Path) -> list[Scan]:
+    dataset, config = open_dataset(mr_set), Config.resolve("mr")
+    return [open_scan(dataset, case, config) for case in dataset.cases]
+
+
+def test_voids_are_the_parts_of_a_mask_largest_first(scans: list[Scan]) -> None:
+    mask = np.zeros(scans[0].labels.shape, bool)
+    mask[20:24, 20:24, 10:13], mask[40:48, 30:38, 12:18] = True, True
+    found = list(voids(scans[0], mask))
+    assert [int(void.hard.sum()) for void in found] == [8 * 8 * 6, 4 * 4 * 3]
+    for void in found:
+        assert (void.weight[void.hard] == 1).all() and void.weight.max() == 1
+        rim = (void.weight > 0) & ~void.hard
+        assert rim.any() and (void.weight[rim] < 1).all()
+        assert np.array_equal(void.avoid, mask[void.box])
+
+
+def test_what_fills_a_lesion_is_closer_to_tissue_than_the_lesion_was(scans: list[Scan]) -> None:
+    for scan in scans:
+        emptied, changed = without_lesions(scan, Tissue(), seed=1)
+        lesion = scan.labels > 0
+        around = ndimage.binary_dilation(lesion, iterations=6) & ~changed & scan.tissue()
+        level = scan.image[0][around].mean()
+        was, now = (np.abs(image[0][lesion].mean() - level) for image in (scan.image, emptied.image))
+        assert now < 0.3 * was
+        assert not emptied.labels.any() and scan.labels.any()
+
+
+def test_nothing_changes_outside_the_dilated_mask(scans: list[Scan]) -> None:
+    for scan in scans:
+        emptied, changed = without_lesions(scan, Tissue(), seed=1)
+        assert np.array_equal(emptied.image[:, ~changed], scan.image[:, ~changed])
+        reach = max(MARGIN_MM, float(scan.spacing_mm.max())) + RIM_NATIVE * float(scan.spacing_mm[:2].min())
+        far = ndimage.distance_transform_edt(scan.labels == 0, sampling=scan.spacing_mm) > reach + 1e-6
+        assert not changed[far].any()
+
+
+def test_a_mirrored_scan_gets_its_other_half(scans: list[Scan]) -> None:
+    """Where left and right are the same, what is missing is known exactly."""
+    rng = np.random.default_rng(0)
+    shape = (41, 40, 12)
+    x, y, _ = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    half = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5) * 2
+    image = np.where(x**2 + y**2 < 0.8, half + half[::-1], -1).astype(np.float32)
+    volume = replace(scans[0].volume, array=np.where(image == -1, 0, 100 + 50 * image)[None].astype(np.float32))
+    scan = replace(scans[0], volume=volume, image=image[None], labels=np.zeros(shape, np.uint8),
+                   spacing_mm=np.ones(3))
+    mask = np.zeros(shape, bool)
+    mask[8:14, 16:24, 4:8] = True
+    broken = replace(scan, image=np.where(mask, np.float32(1), scan.image), labels=mask.astype(np.uint8))
+    filled, _ = fill_all(broken, mask, Tissue(), seed=0)
+    wrong = np.abs(filled - scan.image)[0][mask]
+    assert wrong.mean() < 0.25 * np.abs(scan.image[0][mask] - scan.image[0][mask].mean()).mean()
+
+
+def test_the_same_seed_gives_the_same_tissue(scans: list[Scan]) -> None:
+    once, again = (without_lesions(scans[0], Tissue(), seed=3)[0].image for _ in range(2))
+    assert np.array_equal(once, again)
