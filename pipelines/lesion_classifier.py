@@ -62,7 +62,7 @@ DEFAULT_METHODS = {"lesion": ("copy-paste", "paste", "procedural", "gan", "gan+p
 #: Arm -> the method of `augment`, where it is not called so, and settings that make it what it is. Copy-paste as others
 #: do it leaves the case's own lesions where they are, and the moved ones as they were.
 METHOD = {"auto": "gan", "copy-paste": "paste"}
-SETTINGS = {"gan": ["augment.pasted=0"], "copy-paste": ["augment.removed=0", "augment.cores=0", "augment.seen=0"]}
+SETTINGS = {"copy-paste": ["augment.removed=0", "augment.cores=0", "augment.seen=0"]}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -130,7 +130,7 @@ def main(
         raise Refused("CFG_VALUE", "--only-fold", f"{only_fold} of {len(parts)} folds", "Name one that there is")
     read = functools.partial(study.read_case, reader=reader, spacing_mm=spacing)
     known = {case.id: read(real, case) for case in reader.labelled(real)}
-    outside = {str(other.root): [read(other, case) for case in reader.labelled(other)] for other in others}
+    outside = {_name(other, others): [read(other, case) for case in reader.labelled(other)] for other in others}
     arms = (*ALWAYS, *methods)
     done = [_Fold(number, part, out / f"fold-{number}", known, outside, range(seeds))
             for number, part in enumerate(parts, 1)]
@@ -300,6 +300,12 @@ def _same_plan(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).is_file() and json.loads((out / PLAN).read_text(encoding="utf-8")) != plan:
         raise Refused("OUT_EXISTS", out, "it was begun with other data or settings", "Choose another --out")
     write_json(out / PLAN, plan)
+
+
+def _name(dataset: Dataset, among: Sequence[Dataset]) -> str:
+    """The folder's name, or its whole path where another data set is called the same."""
+    name = dataset.root.name
+    return name if sum(other.root.name == name for other in among) == 1 else str(dataset.root)
 
 
 def _say(text: str) -> None:

@@ -176,7 +176,7 @@ def test_the_figures_are_written_and_a_stopped_choice_ends_with_the_same_bytes(
         if progress.stage == "choosing the factor" and progress.done == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="goes on"):
+    with pytest.raises(Interrupted, match="begins it again"):
         medgan.augment(three, factor="auto", method="paste", modality="mr", out=tmp_path / "broken", progress=stop)
     assert not (tmp_path / "broken").exists(), "a choice that was stopped left something behind"
     # A killed one cannot clean up; what it left is no obstacle.

@@ -358,3 +358,11 @@ def test_the_command_fills_and_says_how(head: Volume, hole: Volume, tmp_path: Pa
     assert status == 0 and json.loads(out)["method"] == "smooth" and Path("c.nii.gz").is_file()
     status, _, err = call("a.nii.gz", "m.nii.gz", "d.nii.gz", "--method", "magic")
     assert status == 3 and "CFG_VALUE" in err and not Path("d.nii.gz").exists()
+
+
+def test_a_scan_of_large_voxels_is_filled() -> None:
+    image = np.random.default_rng(1).random((48, 48, 24)).astype(np.float32)
+    mask = np.zeros(image.shape, bool)
+    mask[20:26, 20:26, 9:15] = True
+    made = medgan.fill(image, mask, method="smooth", input_spacing=(8, 8, 8))
+    assert np.isfinite(made).all() and (made[mask] != image[mask]).all()

@@ -24,7 +24,6 @@ from medgan.metrics.rims import (
     rim_probe,
     rims,
     unroll,
-    voxels_of,
 )
 from medgan.metrics.variety import Patch, Variety, mean_variety, patches, variety
 from medgan.reports.makers import PIXELS, Shown, makers_sheet, shown
@@ -137,12 +136,8 @@ def test_a_scans_rims_are_those_of_its_lesions(scans: list[Scan]) -> None:
     assert len(lesions) >= 2
     every = rims(scan)
     assert len({rim.lesion for rim in every}) <= len(lesions) and {rim.patient for rim in every} == {scan.case.patient}
-    some = rims(scan, centres=[lesions[0].centre + 0.4], kind="made")
-    assert {rim.lesion for rim in some} == {f"made/{scan.case.id}/0"}
-    assert np.array_equal(some[0].strip, every[0].strip)
-    at_mm = [scan.volume.affine @ np.append(lesion.centre, 1.0) for lesion in lesions]
-    found = voxels_of(scan, [tuple(position[:3]) for position in at_mm])
-    assert np.allclose(found, [lesion.centre for lesion in lesions])
+    made = rims(scan, kind="made")
+    assert made[0].lesion == f"made/{scan.case.id}/0" and np.array_equal(made[0].strip, every[0].strip)
 
 
 def _patch(values: np.ndarray, size_mm: float = 10.0) -> Patch:

@@ -61,7 +61,8 @@ def test_each_case_is_said_and_filled_by_its_own_maker(mr_set: Path, tmp_path: P
     monkeypatch.setattr(controls, "add_controls", lambda made, ground, filler, seed, count:
                         fillers.append(filler.name) or add(made, ground, filler, seed, count))
     run = medgan.train(mr_set, out=tmp_path / "run", modality="mr", settings=tiny)
-    made = medgan.augment(mr_set, factor=2, out=tmp_path / "out", model=run, balance=True)
+    made = medgan.augment(mr_set, factor=2, out=tmp_path / "out", model=run, balance=True,
+                          settings={"augment.pasted": 0.5})
     layout, cases = LAYOUTS["nnunet"], {case.id: case for case in open_dataset(made.out).cases}
     methods = [Provenance.read(layout.sidecar(cases[name])).method for name in made.synthetic]
     assert set(methods) == {"gan", "paste"}

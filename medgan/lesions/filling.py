@@ -263,7 +263,9 @@ def lend(scan: Scan, image: NDArray[np.float32], void: Void, base: NDArray[np.fl
     reach = np.ceil((DONOR_MM + (high - low) * spacing) / spacing).astype(int)
     if scan.planar:
         sigma[2], reach[2] = 0, 0
-    start, stop = np.maximum(0, low - reach), np.minimum(size, high + reach)
+    # Where slices are thick, the void's box reaches further than that.
+    start = np.maximum(0, np.minimum(low - reach, corner))
+    stop = np.minimum(size, np.maximum(high + reach, corner + void.hard.shape))
     region = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
     free = scan.labels[region] == 0
     here = tuple(slice(int(a), int(b)) for a, b in zip(corner - start, corner - start + void.hard.shape, strict=True))

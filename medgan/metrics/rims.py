@@ -116,36 +116,20 @@ class RimReport:
         return found + count + (f" ({self.note})" if self.note else "")
 
 
-def rims(scan: Scan, *, centres: Sequence[NDArray[np.float64]] | None = None, kind: str = "real") -> list[Rim]:
+def rims(scan: Scan, *, kind: str = "real") -> list[Rim]:
     """The unrolled borders of a scan's lesions.
 
     Args:
         scan: Image and lesion labels.
-        centres: (3,) voxel positions: only the lesions nearest to them are taken; None: all.
         kind: Begins the lesions' names, so that real and made ones of a patient are told apart.
     """
-    found = find_lesions(scan)
-    if centres is not None:
-        nearest = {min(range(len(found)), key=lambda n: float(np.linalg.norm(found[n].centre - centre)))
-                   for centre in centres if found}
-        found = [found[n] for n in sorted(nearest)]
     unrolled = []
-    for number, lesion in enumerate(found):
+    for number, lesion in enumerate(find_lesions(scan)):
         box = tuple(slice(int(c), int(c) + n) for c, n in zip(lesion.corner, lesion.labels.shape, strict=True))
         mask = np.zeros((*scan.labels.shape[:2], lesion.labels.shape[2]), bool)
         mask[box[:2]] = lesion.labels > 0
         unrolled += unroll(scan.image[..., box[2]], mask, f"{kind}/{scan.case.id}/{number}", scan.case.patient)
     return unrolled
-
-
-def voxels_of(scan: Scan, positions_mm: Sequence[Sequence[float]]) -> list[NDArray[np.float64]]:
-    """Positions in RAS+ millimetres, as provenance records them, as (3,) voxel positions of a scan."""
-    found = []
-    for position in positions_mm:
-        point = np.array([0.0, 0.0, 0.0, 1.0])
-        point[: len(position)] = position
-        found.append(np.linalg.solve(scan.volume.affine, point)[:3])
-    return found
 
 
 def unroll(image: NDArray[np.float32], mask: NDArray[np.bool_], lesion: str, patient: str) -> list[Rim]:

@@ -141,17 +141,17 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
             "settings": resolved.model_dump(mode="json", exclude={"seed", "device"})}
     plan |= {"balance": True} if balance else {}
     target.mkdir(parents=True, exist_ok=True)
-    with locked(target), _goes_on(target):
+    with locked(target), _goes_on(f"what is finished is in {target}; the same command goes on"):
         _same_plan(target, plan)
         return _fill(work, wanted, workers, progress, run, choice, warnings)
 
 
 @contextlib.contextmanager
-def _goes_on(target: Path) -> Iterator[None]:
+def _goes_on(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; what is finished is in {target}; the same command goes on") from None
+        raise Interrupted(f"stopped; {kept}") from None
 
 
 def _chosen(work: Work, workers: int, progress: Report) -> Choice:
@@ -159,7 +159,7 @@ def _chosen(work: Work, workers: int, progress: Report) -> Choice:
     fresh = not work.out.exists()
     work.out.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(work.out), _goes_on(work.out):
+        with locked(work.out), _goes_on("the choice of the factor was not finished; the same command begins it again"):
             return chosen(work, workers=workers, progress=progress)
     except BaseException:
         if fresh:

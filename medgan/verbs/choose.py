@@ -137,7 +137,7 @@ def chosen(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
             output that did not exist is then not left behind.
     """
     asked = {"dataset": work.dataset.fingerprint(), "method": work.method, "seed": work.seed, "balance": work.balance,
-             "settings": work.config.model_dump(mode="json", include={"intensity", "data", "augment"})}
+             "settings": work.config.model_dump(mode="json", exclude={"seed", "device"})}
     file = work.out / CHOSEN
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))
@@ -273,8 +273,8 @@ def _why(figures: Sequence[Figure], factor: float, used: str, method: str) -> st
 
 
 def _unmeasured(why: str) -> Choice:
-    return Choice(UNMEASURED, "", "", "", (), f"Factor {UNMEASURED:g} is the default: {why}, and whether synthetic "
-                  "cases help here was not measured.")
+    return Choice(UNMEASURED, "", "", "", (), f"Factor {UNMEASURED:g} is taken unmeasured: {why}, and whether "
+                  "synthetic cases help here was not measured.")
 
 
 def _some(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
