@@ -90,6 +90,8 @@ def main(
     steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of every small model.")] = 300,
     spacing: Annotated[float | None, typer.Option(min=0.1, help="Of the segmenter's grid, in mm; none: the data's.")
                        ] = None,
+    standardise: Annotated[bool, typer.Option(help="Give the segmenter values less their mean over the tissue, over "
+                                              "their deviation, instead of mapped percentiles.")] = False,
     crop: Annotated[int, typer.Option(min=8, help="Edge of the segmenter's patches.")] = 96,
     batch: Annotated[int, typer.Option(min=2, help="Its patches a step.")] = 8,
     size: Annotated[int, typer.Option(min=16, help="Edge of the classifier's pictures.")] = 64,
@@ -123,12 +125,13 @@ def main(
     plan = {"data": real.fingerprint(), "heldout": [other.fingerprint() for other in others], "modality": modality,
             "task": task, "test_patients": test_patients, "train_patients": train_patients, "factor": factor,
             "minutes": minutes, "settings": settings or [], "steps": steps, "spacing": spacing, "crop": crop,
-            "batch": batch, "size": size, "positive": positive, "seed": seed, "device": device}
+            "batch": batch, "size": size, "positive": positive, "standardise": standardise, "seed": seed,
+            "device": device}
     _same_plan(out, plan)
     parts = divisions(reader.labelled(real), test_patients, train_patients=train_patients, seed=seed)[:folds]
     if only_fold is not None and only_fold > len(parts):
         raise Refused("CFG_VALUE", "--only-fold", f"{only_fold} of {len(parts)} folds", "Name one that there is")
-    read = functools.partial(study.read_case, reader=reader, spacing_mm=spacing)
+    read = functools.partial(study.read_case, reader=reader, spacing_mm=spacing, standardised=standardise)
     known = {case.id: read(real, case) for case in reader.labelled(real)}
     outside = {_name(other, others): [read(other, case) for case in reader.labelled(other)] for other in others}
     arms = (*ALWAYS, *methods)

@@ -21,6 +21,8 @@ from medgan.metrics.examples import LEAST_LESION_MM2, LEAST_TISSUE, OUTSIDE, see
 MARGIN = 1
 #: A spacing that differs from the wanted one by less than this part is left as it is.
 SAME_SPACING = 0.01
+#: So many standard deviations of the tissue's values reach from the middle to either end of the network's range.
+DEVIATIONS = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,8 @@ def read_labelled(dataset: Dataset, cases: Sequence[Case], config: Config, spaci
     return [of_scan(scan, seen_tissue(scan), picked, spacing_mm) for scan in scans]
 
 
-def of_scan(scan: Scan, tissue: NDArray[np.bool_], channels: Sequence[int], spacing_mm: float | None = None
+def of_scan(scan: Scan, tissue: NDArray[np.bool_], channels: Sequence[int], spacing_mm: float | None = None, *,
+            standardised: bool = False
             ) -> Labelled:
     """A case that is read already; see `read_labelled`.
 
@@ -88,8 +91,15 @@ def of_scan(scan: Scan, tissue: NDArray[np.bool_], channels: Sequence[int], spac
         tissue: (X, Y, Z), from `seen_tissue`.
         channels: Numbers of those to take, in this order.
         spacing_mm: Of the working grid; None: the scan's own.
+        standardised: Each channel less its mean over the tissue, over `DEVIATIONS` of its standard deviations, instead
+            of its network values.
     """
-    image = np.where(tissue, scan.image[list(channels)], np.float32(OUTSIDE))
+    values = scan.image[list(channels)]
+    if standardised:
+        known = values[:, tissue].astype(np.float64)
+        mean, spread = (figure[:, None, None, None] for figure in (known.mean(axis=1), known.std(axis=1) * DEVIATIONS))
+        values = np.clip((values - mean) / np.maximum(spread, 1e-6), OUTSIDE, -OUTSIDE)
+    image = np.where(tissue, values, np.float32(OUTSIDE)).astype(np.float32)
     lesion = scan.labels > 0
     own = np.asarray(scan.spacing_mm, float)
     wanted = own.copy()

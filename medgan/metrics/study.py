@@ -53,7 +53,8 @@ class Known:
     volume: Labelled | None
 
 
-def read_case(dataset: Dataset, case: Case, reader: Reader, spacing_mm: float | None) -> Known:
+def read_case(dataset: Dataset, case: Case, reader: Reader, spacing_mm: float | None, *, standardised: bool = False
+              ) -> Known:
     """Reads a case once for both models.
 
     Args:
@@ -61,10 +62,12 @@ def read_case(dataset: Dataset, case: Case, reader: Reader, spacing_mm: float | 
         case: Which.
         reader: Makes the pictures; says which channels.
         spacing_mm: Of the segmenter's grid; None: the data's own.
+        standardised: Whether the segmenter gets standardised values instead of network values.
     """
     scan = open_scan(dataset, case, reader.config)
     tissue = seen_tissue(scan)
-    volume = None if case.mask is None else of_scan(scan, tissue, reader.picked(dataset), spacing_mm)
+    volume = None if case.mask is None else of_scan(scan, tissue, reader.picked(dataset), spacing_mm,
+                                                      standardised=standardised)
     return Known(case.id, patient_key(case), reader.of_scan(dataset, scan, tissue), volume)
 
 
