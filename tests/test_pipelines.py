@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_scores(study: Path, mr_set: Path, other_se
     report, rows = read(study)
     with (study / "cases.csv").open(encoding="utf-8", newline="") as file:
         cases = list(csv.DictReader(file))
-    assert set(report["tests"]) == {"held-back patients", str(other_set)}
+    assert set(report["tests"]) == {"held-back patients", other_set.name}
     for name, test in report["tests"].items():
         for arm, measures in test["arms"].items():
             found = measures["auroc"]
@@ -105,12 +105,12 @@ def test_the_figures_are_those_of_the_scores(study: Path, mr_set: Path, other_se
         assert {f"{arm} - real" for arm in test["arms"] if arm != "real"} <= set(test["differences"])
         assert {"gan - paste", "gan+paste - paste", "gan - duplicated"} <= set(test["differences"])
     assert report["tests"]["held-back patients"]["resampled"] == "patients"
-    assert report["tests"][str(other_set)]["resampled"] == "blocks", "two patients are too few to resample"
+    assert report["tests"][other_set.name]["resampled"] == "blocks", "two patients are too few to resample"
 
 
 def test_the_counts_are_those_of_the_data(study: Path, mr_set: Path, other_set: Path) -> None:
     report, rows = read(study)
-    for name, path in (("held-back patients", mr_set), (str(other_set), other_set)):
+    for name, path in (("held-back patients", mr_set), (other_set.name, other_set)):
         test = report["tests"][name]
         slices = {(row["patient"], row["slice"]): int(row["positive"]) for row in rows if row["test"] == name}
         assert (test["images"], test["positive"]) == (len(slices), sum(slices.values()))
