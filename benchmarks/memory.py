@@ -31,6 +31,8 @@ CT_SHAPE, CT_SPACING, THIN = (512, 512, 120), (0.7, 0.7, 5.0), (0.7, 0.7, 1.0)
 BEYOND = 2**30
 GLIOMA = Path(__file__).parents[2] / "shared" / "data" / "glioma"
 TRAINING = ["training.images=64", "training.report_images=64", "training.batch=16"]
+#: The case's own lesions are removed first, and what a generator draws that has hardly learned passes.
+COMPOSING = ["augment.removed=1", "augment.sigmas=1000", "augment.visibility=-1000"]
 
 
 def main() -> None:
@@ -53,7 +55,9 @@ def main() -> None:
         over |= row("train", ["train", str(data), "--modality", "mr", "--out", str(work / "run"), *settings])
         for method in arguments.methods:
             model = ["--model", str(work / "run")] if method == "gan" else ["--modality", "mr"]
-            over |= row(method, ["augment", str(data), "--method", method, "--out", str(work / method), *model])
+            options = [text for setting in COMPOSING for text in ("--set", setting)]
+            over |= row(method, ["augment", str(data), "--method", method, "--out", str(work / method), *model,
+                                 *options])
     sys.exit(over)
 
 
