@@ -104,7 +104,6 @@ class Augment(Section):
     sigmas: float = Field(6.0, gt=0, description="How far from the real lesions' mean intensity a lesion may lie.")
     visibility: float = Field(0.25, description="Least contrast to its surroundings, over that of real lesions.")
     seen: float = Field(0.3, ge=0, le=1, description="Least probability a task network must give it; 0: no such gate.")
-    pasted: float = Field(0.0, ge=0, le=1, description="Share of a generator's cases that get real lesions, moved.")
     removed: float = Field(0.5, ge=0, le=1, description="Share of cases whose own lesions are removed first.")
     cores: float = Field(0.6, ge=0, le=1, description="Share of lesions whose core is drawn anew.")
     density: float = Field(0.0, ge=0, le=1, description="How far places follow where real lesions lie; 0: not at all.")

@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgan.errors import Refused
+from medgan.imaging.nifti_header import rigid
+from medgan.imaging.volume import Volume
 
 #: The largest image that is read, in bytes of stored voxels.
 MAX_BYTES = 4 * 2**30
+#: Squares of larger values are beyond single precision.
+LARGEST = 1e18
 
 _START_BYTES = 512
 _POINTER_MARKS = (b"version https://git-lfs", b"/annex/objects/")
@@ -52,3 +56,23 @@ def refuse_nonfinite(array: NDArray[Any], where: str | Path) -> None:
     wrong = sum(int(np.count_nonzero(~np.isfinite(part))) for part in array.reshape(-1, array.shape[-1]))
     raise Refused("PIX_NONFINITE", where, f"{wrong} of {array.size} values are NaN or infinite",
                   "Repair or mask these voxels first")
+
+
+def refuse_uncomputable(image: Volume) -> None:
+    """Refuses an image whose values or axes cannot be computed with.
+
+    Raises:
+        Refused: `PIX_COMPLEX`, `INPUT_KIND`, `PIX_NONFINITE`, `GEOM_SHEAR` or `PIX_PRECISION_LOSS`.
+    """
+    where = image.source or "image"
+    if image.array.dtype.kind not in "biuf":
+        code = "PIX_COMPLEX" if image.array.dtype.kind == "c" else "INPUT_KIND"
+        raise Refused(code, where, f"dtype {image.array.dtype} is not an image's", "Give integers or floats")
+    refuse_nonfinite(image.array, where)
+    if not rigid(image.affine):
+        raise Refused("GEOM_SHEAR", where, "the affine is sheared, not rotation times scale",
+                      "Resample the image onto a grid with orthogonal axes")
+    largest = max(abs(float(image.array.min())), abs(float(image.array.max())))
+    if largest > LARGEST:
+        raise Refused("PIX_PRECISION_LOSS", where, f"values of up to {largest:.3g} cannot be computed with",
+                      "Scale the values, or clip what is no measurement")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
+from medgan.datasets.splits import patient_key
 from medgan.lesions.crops import Grid, working_spacing
 from medgan.lesions.scans import Scan, open_scan
 from medgan.lesions.shapes import find_lesions
@@ -83,15 +84,29 @@ def cut_slice(layers: Sequence[NDArray[Any]], middle: NDArray[np.float64], spaci
     return picture, grid.cut(mask[..., None].astype(np.uint8), order=0)[..., 0] > 0
 
 
-def gather(dataset: Dataset, config: Config, seed: int
-            ) -> tuple[list[Crop], list[Look], list[Look], int, int]:
-    """Crops to learn from; looks at real lesions and at the same masks over tissue; patients and lesions met."""
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What one case shows.
+
+    Args:
+        patient: Whose it is.
+        lesions: How many it has.
+        crops: To learn from.
+        looks: At its lesions.
+        sham: At the same masks over its tissue.
+    """
+
+    patient: str
+    lesions: int
+    crops: list[Crop]
+    looks: list[Look]
+    sham: list[Look]
+
+
+def gather(dataset: Dataset, config: Config, seed: int) -> list[Gathered]:
+    """What each training case with a lesion shows; every case is read once."""
     size = used_size(config)
-    crops: list[Crop] = []
-    looks: list[Look] = []
-    sham: list[Look] = []
-    patients = set()
-    count = 0
+    cases = []
     for number, case in enumerate(dataset.split("train")):
         if case.mask is None:
             continue
@@ -99,19 +114,17 @@ def gather(dataset: Dataset, config: Config, seed: int
         found = find_lesions(scan)
         if not found:
             continue
-        patients.add(case.patient)
-        count += len(found)
         rng = np.random.default_rng([seed, 23, number])
         finest = config.data.spacing_mm or float(scan.spacing_mm[:2].min())
         spacings = [working_spacing(lesion.extent_mm, finest, size) for lesion in found]
         own = [_Own(lesion.labels > 0, lesion.corner, spacing) for lesion, spacing in zip(found, spacings, strict=True)]
-        looks += [_shown(scan, look, size) for look in own]
-        crops += _lesion_crops(scan, own, size, rng)
+        crops, sham = _lesion_crops(scan, own, size, rng), []
         tissue = np.argwhere(scan.tissue() & (scan.labels == 0))
         if len(tissue):
             crops += _tissue_crops(scan, tissue, spacings, size, rng)
-            sham += _sham(scan, own, tissue, size, rng)
-    return crops, looks, sham, len(patients), count
+            sham = _sham(scan, own, tissue, size, rng)
+        cases.append(Gathered(patient_key(case), len(found), crops, [_shown(scan, look, size) for look in own], sham))
+    return cases
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
-from medgan.datasets.splits import patient_key
 from medgan.errors import Refused
 from medgan.learning.checkpoints import load_weights
-from medgan.lesions.looks import SECTIONS, Crop, Look, gather, sections, used_size
+from medgan.lesions.looks import SECTIONS, Gathered, Look, gather, sections, used_size
 from medgan.lesions.placement import Site
 from medgan.metrics.utility import auroc
 from medgan.storage import atomic_path
@@ -153,19 +152,20 @@ class Seer:
         Raises:
             Refused: `DATASET_EMPTY` where no training case has a lesion.
         """
-        crops, looks, _, patients, lesions = gather(dataset, config, seed)
-        if not looks:
+        cases = gather(dataset, config, seed)
+        if not cases:
             raise Refused("DATASET_EMPTY", dataset.root, "no training case has a lesion in its mask",
                           "Give masks with at least one lesion")
         size, steps = used_size(config), STEPS if steps is None else steps
-        real, sham = _held_out(dataset, config, seed, steps // 2)
+        real, sham = _held_out(cases, size, seed, steps // 2)
         told = reach = floor = 0.0
         if len(real) and len(sham):
             told = float(auroc(np.arange(len(real) + len(sham)) < len(real), np.concatenate([real, sham]))[0])
             reach = float(np.percentile(real, 100 * (1 - REAL_SHARE)))
             floor = float(np.percentile(sham, 100 * TISSUE_SHARE))
-        return Seer(_trained(crops, size, seed, steps), Learned(
-            looks[0].images.shape[1], size, patients, lesions, round(told, 4), round(reach, 4), round(floor, 4)))
+        return Seer(_trained(cases, size, seed, steps), Learned(
+            cases[0].looks[0].images.shape[1], size, len({case.patient for case in cases}),
+            sum(case.lesions for case in cases), round(told, 4), round(reach, 4), round(floor, 4)))
 
     def threshold(self, wanted: float) -> float:
         """The probability a lesion must reach: what is wanted, or less where real lesions do not reach it either."""
@@ -240,28 +240,26 @@ class Seer:
         return Seer(network, learned)
 
 
-def _held_out(dataset: Dataset, config: Config, seed: int, steps: int
+def _held_out(cases: Sequence[Gathered], size: int, seed: int, steps: int
               ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What networks of one half of the patients say of the other half's lesions, and of the same masks over tissue.
 
     On what it learned from, a network is sure of everything: a threshold from there would reject all that is made.
     """
-    cases = [case for case in dataset.split("train") if case.mask is not None]
-    names = sorted({patient_key(case) for case in cases})
-    halves = [tuple(case for case in cases if patient_key(case) in names[part::2]) for part in (0, 1)]
+    names = sorted({case.patient for case in cases})
+    halves = [[case for case in cases if case.patient in names[part::2]] for part in (0, 1)]
     real: list[float] = []
     sham: list[float] = []
-    gathered = [gather(dataset.only(half), config, seed) for half in halves if half]
-    for (crops, *_), (_, looks, tissue, *_) in itertools.permutations(gathered, 2):
-        if crops:
-            judge = Seer(_trained(crops, used_size(config), seed, steps),
-                         Learned(crops[0][0].shape[0], used_size(config), 0, 0, 0.0, 0.0, 0.0))
-            real += [judge.look(look) for look in looks]
-            sham += [judge.look(look) for look in tissue]
+    for learned, judged in itertools.permutations([half for half in halves if half], 2):
+        judge = Seer(_trained(learned, size, seed, steps),
+                     Learned(learned[0].looks[0].images.shape[1], size, 0, 0, 0.0, 0.0, 0.0))
+        real += [judge.look(look) for case in judged for look in case.looks]
+        sham += [judge.look(look) for case in judged for look in case.sham]
     return np.array(real), np.array(sham)
 
 
-def _trained(crops: Sequence[Crop], size: int, seed: int, steps: int) -> Spotter:
+def _trained(cases: Sequence[Gathered], size: int, seed: int, steps: int) -> Spotter:
+    crops = [crop for case in cases for crop in case.crops]
     images = torch.from_numpy(np.stack([image for image, _ in crops]))
     masks = torch.from_numpy(np.stack([mask for _, mask in crops])[:, None].astype(np.float32))
     with torch.random.fork_rng(devices=[]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,20 +194,12 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     model = {"model": run.path.name, "model_hash": run.hash()} if run else {}
     remarks = [*warnings, *(choice.lines() if choice is not None else ()), *remarks,
                *show(work, planned, placed[len(dataset.cases):], records)]
-    write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=_methods(work, records),
-                                        seed=work.seed, remarks=remarks, **model))
+    write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=work.method, seed=work.seed,
+                                        remarks=remarks, **model))
     layout.finish(target, dataset, placed)
     (target / GATE).unlink(missing_ok=True)
     return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None,
                      factor, choice, warnings)
-
-
-def _methods(work: Work, records: Sequence[Provenance]) -> str:
-    """How the cases were made: some of a generator's have real lesions, moved."""
-    counts = Counter(record.method for record in records)
-    if set(counts) <= {work.method}:
-        return work.method
-    return ", ".join(f"{name} ({count} case{'s' * (count > 1)})" for name, count in sorted(counts.items()))
 
 
 def _gate(work: Work) -> tuple[Work, list[str]]:

@@ -16,8 +16,8 @@ from medgan.datasets.layouts import LAYOUTS
 from medgan.datasets.provenance import Provenance
 from medgan.imaging.volume import Volume
 
-#: Multiples of these, without their whole part, fill [0, 1) evenly, each in an order of its own.
-GOLDEN, SILVER = (5**0.5 - 1) / 2, 2**0.5 - 1
+#: Multiples of it, without their whole part, fill [0, 1) evenly.
+GOLDEN = (5**0.5 - 1) / 2
 #: (number, parent, new case) -> why it could not be made, or an empty string.
 Factory = Callable[[int, Case, Case], str]
 
@@ -47,10 +47,10 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
     layout = LAYOUTS[dataset.layout]
     model, model_hash = (opened.path.name, opened.hash()) if opened else ("", "")
 
-    def save(number: int, parent: Case, new: Case, image: Volume, mask: Volume | None, *, by: str, **what: Any) -> None:
+    def save(number: int, parent: Case, new: Case, image: Volume, mask: Volume | None, **what: Any) -> None:
         placed = layout.place(out, dataset, new)
-        record = Provenance(id=new.id, patient=new.patient, seed=step_seed(seed, number), method=by,
-                            model=model if by == "gan" else "", model_hash=model_hash if by == "gan" else "", **what)
+        record = Provenance(id=new.id, patient=new.patient, seed=step_seed(seed, number), method=method, model=model,
+                            model_hash=model_hash, **what)
         layout.save(dataset, placed, image, mask, parent, provenance=record)
         record.write(layout.sidecar(placed))
 
@@ -63,7 +63,7 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         def make_image(number: int, parent: Case, new: Case) -> str:
             template, _ = dataset.load(parent)
             image = made_volume(generator, opened, parent.label, template, step_seed(seed, number))
-            save(number, parent, new, image, None, by=method, parents=(), label=parent.label)
+            save(number, parent, new, image, None, parents=(), label=parent.label)
             return ""
 
         return make_image
@@ -79,7 +79,8 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
 
     library = build_library(dataset, config)
     maker: Maker
-    control_filler: Filler = Tissue()
+    filler = Tissue()
+    control_filler: Filler = filler
     if method == "gan":
         assert opened is not None
         from medgan.lesions.gan import Gan
@@ -93,7 +94,6 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
     else:
         maker = Paste() if method == "paste" else Procedural(library)
 
-    filler = Tissue()
     seer = Seer.load(gate) if gate is not None else None
 
     def make_lesions(number: int, parent: Case, new: Case) -> str:
@@ -103,21 +103,16 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         if (number + 1) * GOLDEN % 1 < config.augment.removed and scan.labels.any():
             scan, emptied = without_lesions(scan, filler, step_seed(seed, number))
         finest = config.data.spacing_mm or float(np.min(scan.spacing_mm[:2]))
-        ground = Ground(scan, library, finest_mm=finest, crop=config.data.crop,
-                        density=config.augment.density)
+        ground = Ground(scan, library, finest_mm=finest, crop=config.data.crop, density=config.augment.density)
         own = int(ndimage.label(original.labels > 0, np.ones((3, 3, 3)))[1]) if emptied is not None else 0
-        moved = method == "gan" and (number + 1) * SILVER % 1 < config.augment.pasted
-        made = compose(ground, Paste() if moved else maker, config.augment, step_seed(seed, number), count=count,
-                       label=label, size_mm=size_mm, original=original, emptied=emptied, seer=seer)
+        made = compose(ground, maker, config.augment, step_seed(seed, number), count=count, label=label,
+                       size_mm=size_mm, original=original, emptied=emptied, seer=seer)
         if made is None:
             return "no lesion found a place in the tissue and passed the gates"
         if balance:
-            # A case of moved lesions has no voxel of the generator's, or its record would not be true.
-            made = add_controls(made, ground, filler if moved else control_filler, step_seed(seed, number),
-                                len(made.lesions))
-        save(number, parent, new, made.image, made.mask, by="paste" if moved else method, parents=(parent.id,),
-             label=label or made.lesions[0].label, lesions=made.lesions,
-             gates=made.gates | {"removed": float(own)})
+            made = add_controls(made, ground, control_filler, step_seed(seed, number), len(made.lesions))
+        save(number, parent, new, made.image, made.mask, parents=(parent.id,),
+             label=label or made.lesions[0].label, lesions=made.lesions, gates=made.gates | {"removed": float(own)})
         return ""
 
     return make_lesions

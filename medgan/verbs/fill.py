@@ -16,16 +16,15 @@ from medgan.config import Intensity, Modality
 from medgan.datasets.cases import Case
 from medgan.errors import Refused
 from medgan.imaging import convert, files
-from medgan.imaging.checks import refuse_nonfinite
+from medgan.imaging.checks import refuse_nonfinite, refuse_uncomputable
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.geometry import align_mask, reorient
 from medgan.imaging.intensity import IntensityMap, intensity_maps
-from medgan.imaging.nifti_header import rigid
 from medgan.imaging.volume import Volume
 from medgan.verbs.augment import composing
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.train import RUNS
-from medgan.verbs.upsample import DICOM_SUFFIXES, LARGEST, Device
+from medgan.verbs.upsample import DICOM_SUFFIXES, Device
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
@@ -134,7 +133,8 @@ def fill(volume: Any, mask: Any, *, model: str | Path | Run | None = None, metho
     if modality is not None and image.modality not in (None, modality):
         raise Refused("CFG_VALUE", "modality", f"{modality} is named, but the image says that it is {image.modality}",
                       "Leave it out")
-    image = replace(_checked(image), modality=image.modality or modality)
+    refuse_uncomputable(image)
+    image = replace(image, modality=image.modality or modality)
     unwanted = _unwanted(mask, image, margin)
     run, remarks = _run_for(image, model, method)
     if run is not None:
@@ -203,22 +203,6 @@ def _check_options(method: str, modality: str | None, device: str | None, model:
         raise Refused("CFG_VALUE", "margin", f"{margin!r} is not a margin in mm", "Give 0 to 50")
     if model is not None and method not in ("auto", "gan"):
         raise Refused("CFG_VALUE", "model", f"the method {method} has no model", "Leave out the model or the method")
-
-
-def _checked(image: Volume) -> Volume:
-    where = image.source or "image"
-    if image.array.dtype.kind not in "biuf":
-        code = "PIX_COMPLEX" if image.array.dtype.kind == "c" else "INPUT_KIND"
-        raise Refused(code, where, f"dtype {image.array.dtype} is not an image's", "Give integers or floats")
-    refuse_nonfinite(image.array, where)
-    if not rigid(image.affine):
-        raise Refused("GEOM_SHEAR", where, "the affine is sheared, not rotation times scale",
-                      "Resample the image onto a grid with orthogonal axes")
-    largest = max(abs(float(image.array.min())), abs(float(image.array.max())))
-    if largest > LARGEST:
-        raise Refused("PIX_PRECISION_LOSS", where, f"values of up to {largest:.3g} cannot be computed with",
-                      "Scale the values, or mask what is no measurement and clip it")
-    return image
 
 
 def _unwanted(mask: Any, image: Volume, margin: float) -> NDArray[np.bool_]:

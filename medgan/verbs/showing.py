@@ -45,7 +45,8 @@ def show(work: Work, planned: Sequence[tuple[Case, Case]], placed: Sequence[Case
     from medgan.reports.sheets import save
 
     parents = {new.id: parent for parent, new in planned}
-    rows: dict[str, list[Shown]] = {"real lesions": []}
+    made_row = f"synthetic ({work.method})"
+    rows: dict[str, list[Shown]] = {"real lesions": [], made_row: []}
     real_sections = []
     known = [case for case in work.dataset.split("train") if case.mask is not None and not case.synthetic]
     having = 0
@@ -58,13 +59,11 @@ def show(work: Work, planned: Sequence[tuple[Case, Case]], placed: Sequence[Case
             break
     examples, sections = [], []
     for case, record in list(zip(placed, records, strict=True))[:PICTURED]:
-        before = work.dataset.load(replace(parents[case.id], mask=None))[0]
-        image, mask = work.dataset.load(case)
-        assert mask is not None
-        examples.append((before, image, mask, record.lesions))
-        new = _new_alone(open_scan(work.dataset, case, work.config),
-                         open_scan(work.dataset, parents[case.id], work.config), record)
-        rows.setdefault(f"synthetic ({record.method})", []).extend(shown(new))
+        scan, parent = (open_scan(work.dataset, each, work.config) for each in (case, parents[case.id]))
+        mask = replace(scan.volume, array=scan.labels.reshape(1, *scan.volume.shape))
+        examples.append((parent.volume, scan.volume, mask, record.lesions))
+        new = _new_alone(scan, parent, record)
+        rows[made_row] += shown(new)
         sections += rims(new, kind="made")
     save(lesion_examples(examples, work.config.intensity), work.out / PICTURE)
     if any(rows.values()):

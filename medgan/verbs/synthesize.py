@@ -144,8 +144,6 @@ def _synthesize(run: Run, dataset: Dataset, config: Config, count: int, target: 
     parents = [case for case in dataset.split("train") if not case.synthetic
                and (of_class is None or case.label == of_class)]
     layout = LAYOUTS[dataset.layout]
-    # A run is asked for what it draws, not for real lesions moved.
-    config = config.over(settings={"augment.pasted": 0})
     make = factory(dataset, config, "gan", run.path, target, config.seed, label=label, size_mm=size_mm, count=lesions)
     made: list[Case] = []
     reasons: list[str] = []

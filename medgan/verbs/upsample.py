@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from medgan.config import Intensity
 from medgan.errors import Refused
 from medgan.imaging import files
-from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
+from medgan.imaging.checks import MAX_BYTES, refuse_uncomputable
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.estimation import estimate_noise, estimate_profile
 from medgan.imaging.geometry import align_mask, zoomed_affine
 from medgan.imaging.intensity import intensity_maps
-from medgan.imaging.nifti_header import rigid
 from medgan.imaging.refine import refine
 from medgan.imaging.restoration import acquisitions, thick_axis, wanted_factors
 from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile, positive_mm
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 Method = Literal["network", "linear"]
 Device = Literal["auto", "cpu", "cuda"]
 
-#: Squares of larger values are beyond single precision.
-LARGEST = 1e18
 #: Voxels of a map that its percentile is taken of.
 MAP_SAMPLE = 1_000_000
 #: Estimates of the thickness and headers, in slice spacings, are kept within what the shipped model knows; what is told
@@ -350,17 +347,7 @@ def _checked(image: Volume) -> Volume:
     if image.dims != 3:
         raise Refused("DIM_UNSUPPORTED", where, f"an image of shape {image.shape} has no slices to refine",
                       "Give a volume with three spatial axes")
-    if image.array.dtype.kind not in "biuf":
-        code = "PIX_COMPLEX" if image.array.dtype.kind == "c" else "INPUT_KIND"
-        raise Refused(code, where, f"dtype {image.array.dtype} is not an image's", "Give integers or floats")
-    refuse_nonfinite(image.array, where)
-    if not rigid(image.affine):
-        raise Refused("GEOM_SHEAR", where, "the affine is sheared, not rotation times scale",
-                      "Resample the image onto a grid with orthogonal axes")
-    largest = max(abs(float(image.array.min())), abs(float(image.array.max())))
-    if largest > LARGEST:
-        raise Refused("PIX_PRECISION_LOSS", where, f"values of up to {largest:.3g} cannot be computed with",
-                      "Scale the values, or clip what is no measurement")
+    refuse_uncomputable(image)
     return image
 
 
