@@ -11,11 +11,10 @@ from pathlib import Path
 import dataset_makers as make
 import numpy as np
 import pytest
+from layout_makers import add_one, codes
 
-from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layout_base import stored_dtype
 from medgan.datasets.layouts import LAYOUTS, open_dataset
-from medgan.datasets.provenance import Provenance
 from medgan.errors import Refused
 from medgan.imaging.convert import cast
 
@@ -30,28 +29,6 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "class_dicom": (make.class_dicom, "classes"),
     "class_volumes": (make.class_volumes, "classes"), "images": (make.images, "images"), "dicom": (make.dicom, "dicom"),
 }  # fmt: skip
-
-
-def add_one(dataset: Dataset, out: Path, *, records: bool = True) -> tuple[list[Case], Case]:
-    """Writes the originals and one synthetic case, a parent with its values turned round, into `out`."""
-    layout = LAYOUTS[dataset.layout]
-    placed = [layout.place(out, dataset, case) for case in dataset.cases]
-    for case, there in zip(dataset.cases, placed, strict=True):
-        layout.copy(case, there)
-    parent = dataset.split("train")[0]
-    new = layout.place(out, dataset, replace(parent, id=f"{parent.id}_syn0001"))
-    image, mask = dataset.load(parent)
-    made = image.with_array(image.array.max() - image.array.astype(np.float32))
-    record = Provenance(new.id, (parent.id,), parent.patient, parent.label, 7, "model", "abc", "gan")
-    layout.save(dataset, new, made, mask, parent, provenance=record)
-    if records:
-        record.write(layout.sidecar(new))
-    layout.finish(out, dataset, [*placed, new])
-    return placed, new
-
-
-def codes(caught: pytest.ExceptionInfo[Refused]) -> str:
-    return caught.value.code
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -274,43 +251,6 @@ def test_manifest_keeps_channels_patients_splits_and_further_columns(tmp_path: P
     lines = (tmp_path / "out/manifest.csv").read_text().splitlines()
     assert lines[0] == "id,image,mask,label,patient,split,age,synthetic"
     assert lines[-1].startswith("c,") and lines[-1].endswith(",-5,")
-
-
-def test_npz_keeps_every_split_and_appends_to_train(tmp_path: Path) -> None:
-    root = make.npz(tmp_path / "d")
-    dataset = open_dataset(root)
-    assert [len(dataset.split(split)) for split in ("train", "val", "test")] == [6, 2, 3]
-    assert dataset.modality == "xray" and dataset.classes == ("0", "1")
-    add_one(dataset, tmp_path / "out")
-    with np.load(root / "chestmnist.npz") as old, np.load(tmp_path / "out/chestmnist.npz") as new:
-        for key in old.files:
-            np.testing.assert_array_equal(new[key][: len(old[key])], old[key])
-            assert len(new[key]) == len(old[key]) + key.startswith("train")
-            assert new[key].dtype == old[key].dtype
-        np.testing.assert_array_equal(dataset.load(dataset.split("val")[1])[0].array[0], old["val_images"][1].T)
-
-
-def test_npz_finish_can_be_repeated_after_a_kill(tmp_path: Path) -> None:
-    dataset = open_dataset(make.npz(tmp_path / "d"))
-    placed, new = add_one(dataset, tmp_path / "out")
-    before = make.tree(tmp_path / "out")
-    LAYOUTS["npz"].finish(tmp_path / "out", dataset, [*placed, new])
-    assert make.tree(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize(("arrays", "code"), [
-    ({"train_images": np.zeros((2, 5, 5, 3), np.uint8), "train_labels": np.zeros(2, int)}, "PIX_COLOUR"),
-    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.zeros((2, 4), int)}, "TAB_BAD_LABEL"),
-    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.zeros(3, int)}, "TAB_UNMATCHED"),
-    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.array([0, np.nan])}, "TAB_BAD_LABEL"),
-    ({"train_images": np.array([{}, {}])}, "FILE_UNSAFE"),
-    ({"train_images": np.zeros((2, 5), np.uint8)}, "DIM_UNSUPPORTED"),
-])  # fmt: skip
-def test_a_wrong_npz_is_refused(arrays: dict[str, np.ndarray], code: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises(Refused) as caught:
-        open_dataset(tmp_path / "x.npz")
-    assert codes(caught) == code
 
 
 def test_class_folders_have_splits_classes_and_patients_that_ids_name(tmp_path: Path) -> None:

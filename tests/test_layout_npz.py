@@ -1,0 +1,50 @@
+"""MedMNIST-style files: every split kept, finished again after a kill, and refused where wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dataset_makers as make
+import numpy as np
+import pytest
+from layout_makers import add_one, codes
+
+from medgan.datasets.layouts import LAYOUTS, open_dataset
+from medgan.errors import Refused
+
+
+def test_npz_keeps_every_split_and_appends_to_train(tmp_path: Path) -> None:
+    root = make.npz(tmp_path / "d")
+    dataset = open_dataset(root)
+    assert [len(dataset.split(split)) for split in ("train", "val", "test")] == [6, 2, 3]
+    assert dataset.modality == "xray" and dataset.classes == ("0", "1")
+    add_one(dataset, tmp_path / "out")
+    with np.load(root / "chestmnist.npz") as old, np.load(tmp_path / "out/chestmnist.npz") as new:
+        for key in old.files:
+            np.testing.assert_array_equal(new[key][: len(old[key])], old[key])
+            assert len(new[key]) == len(old[key]) + key.startswith("train")
+            assert new[key].dtype == old[key].dtype
+        np.testing.assert_array_equal(dataset.load(dataset.split("val")[1])[0].array[0], old["val_images"][1].T)
+
+
+def test_npz_finish_can_be_repeated_after_a_kill(tmp_path: Path) -> None:
+    dataset = open_dataset(make.npz(tmp_path / "d"))
+    placed, new = add_one(dataset, tmp_path / "out")
+    before = make.tree(tmp_path / "out")
+    LAYOUTS["npz"].finish(tmp_path / "out", dataset, [*placed, new])
+    assert make.tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(("arrays", "code"), [
+    ({"train_images": np.zeros((2, 5, 5, 3), np.uint8), "train_labels": np.zeros(2, int)}, "PIX_COLOUR"),
+    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.zeros((2, 4), int)}, "TAB_BAD_LABEL"),
+    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.zeros(3, int)}, "TAB_UNMATCHED"),
+    ({"train_images": np.zeros((2, 5, 5), np.uint8), "train_labels": np.array([0, np.nan])}, "TAB_BAD_LABEL"),
+    ({"train_images": np.array([{}, {}])}, "FILE_UNSAFE"),
+    ({"train_images": np.zeros((2, 5), np.uint8)}, "DIM_UNSUPPORTED"),
+])  # fmt: skip
+def test_a_wrong_npz_is_refused(arrays: dict[str, np.ndarray], code: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(Refused) as caught:
+        open_dataset(tmp_path / "x.npz")
+    assert codes(caught) == code
