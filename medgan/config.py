@@ -19,12 +19,14 @@ from medgan.resources import resource
 
 Modality = Literal["ct", "mr", "xray", "us"]
 TaskName = Literal["lesion", "image", "upscale"]
+Objective = Literal["relativistic", "minimax", "non-saturating", "least-squares", "hinge", "wasserstein"]
+Penalty = Literal["own", "none", "r1", "r1r2", "gradient-norm"]
 
 
 class Section(BaseModel):
     """A table of settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
 
 class Intensity(Section):
@@ -55,12 +57,15 @@ class Network(Section):
     noise_channels: int = Field(4, ge=1, description="Noise channels at each level of the lesion generator.")
     textures: int = Field(4, ge=0, le=64, description="Texture clusters that lesions are told apart by; 0: none.")
     latent: int = Field(64, ge=1, description="Size of the latent vector of the image generator.")
+    label_maps: bool = Field(False, description="Whole images follow the masks, read as label maps of anatomy (SPADE).")
 
 
 class Training(Section):
     """The game: objective, optimiser, length."""
 
-    objective: Literal["relativistic"] = "relativistic"
+    objective: Objective = Field("relativistic", description="The game; see medgan/learning/objectives.py.")
+    penalty: Penalty = Field("own", description="On the discriminator's gradients; own: what the objective goes with.")
+    start: str | None = Field(None, alias="from", description="A run on other data whose weights this one begins with.")
     images: int = Field(24_000, ge=1, description="Length of the run, in images seen by the discriminator.")
     minutes: float | None = Field(None, gt=0, description="Shortens or lengthens the run to about this wall time.")
     limit_minutes: float | None = Field(None, gt=0, description="Stops the run after this wall time, finished or not.")
@@ -69,7 +74,11 @@ class Training(Section):
     rate_end: float = Field(5e-5, gt=0)
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: tuple[float, float] = (0.9, 0.99)
-    gamma: float = Field(0.05, gt=0, description="Weight of R1 and R2 a 4096 voxels, at the start.")
+    gamma: float = Field(0.05, ge=0, description="Weight of R1 and R2 a 4096 voxels, at the start.")
+    ada_target: float = Field(0.6, ge=-1, le=1, description="How sure the discriminator may be before the images that "
+                                                            "it sees are augmented: mean sign of its margin.")
+    ada_cap: float = Field(0.8, ge=0, lt=1, description="Largest probability of that augmentation; 0: none.")
+    balance: float = Field(1.0, ge=0, le=1, description="1: classes are drawn evenly; 0: as often as they are.")
     ema_images: float = Field(5_000, gt=0, description="Half-life of the averaged generator, in images.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     report_images: int = Field(4_000, ge=1, description="Images between reports, contact sheets and checkpoints.")
@@ -89,9 +98,6 @@ class Loss(Section):
     seen: float = Field(0.5, ge=0, description="A task network's reading of the made lesion; late in the run.")
     texture: float = Field(2.0, ge=0, description="Distance of the histogram from that of the texture asked for.")
     warmup: float = Field(0.0, ge=0, lt=1, description="First share of the run, in which no lesion is drawn.")
-    cutout_target: float = Field(0.6, ge=-1, le=1, description="How sure the discriminator may be before its "
-                                                                 "images are cut: mean sign of its margin.")
-    cutout_cap: float = Field(0.8, ge=0, lt=1, description="Largest probability of a cut; 0: none.")
 
 
 class Augment(Section):
@@ -108,6 +114,19 @@ class Augment(Section):
     cores: float = Field(0.6, ge=0, le=1, description="Share of lesions whose core is drawn anew.")
     density: float = Field(0.0, ge=0, le=1, description="How far places follow where real lesions lie; 0: not at all.")
     made_shapes: float = Field(0.0, ge=0, le=1, description="Share of lesions whose shape a shape model draws.")
+    truncation: float = Field(1.0, gt=0, le=1, description="Pulls whole images towards their class's mean: less "
+                                                           "varied below 1.")
+
+
+class Evaluate(Section):
+    """How `evaluate` and the reports in training judge images."""
+
+    features: str = Field("radiomics", description="What images are compared by: radiomics, random, or an ONNX file.")
+    most: int = Field(1_000, ge=20, description="Images of a kind looked at, at most.")
+    resamples: int = Field(2_000, ge=100, description="Bootstrap resamples of intervals.")
+    seeds: int = Field(5, ge=1, description="Classifiers in each arm of the question whether they help.")
+    steps: int = Field(300, ge=2, description="Optimiser steps of each classifier.")
+    size: int = Field(64, ge=16, le=256, description="Longest edge at which images are compared.")
 
 
 class Config(Section):
@@ -123,6 +142,7 @@ class Config(Section):
     training: Training = Training()
     loss: Loss = Loss()
     augment: Augment = Augment()
+    evaluate: Evaluate = Evaluate()
 
     @classmethod
     def resolve(cls, modality: str, task: str = "lesion", *, file: str | Path | None = None,
@@ -189,7 +209,7 @@ def known_settings(near: str = "") -> list[str]:
             break
         model = annotation
     prefix = f"{head}." if head and model is not Config else ""
-    return [f"{prefix}{name}" for name in model.model_fields]
+    return [f"{prefix}{field.alias or name}" for name, field in model.model_fields.items()]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -30,6 +32,23 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Made and real images by which the health of a run is judged.
+
+    Args:
+        made: (N, C, X, Y[, Z]) from fixed seeds, so that reports compare.
+        real: (M, C, X, Y[, Z]) of those that are learned from.
+        made_classes: (N,) class numbers.
+        real_classes: (M,).
+    """
+
+    made: NDArray[np.float32]
+    real: NDArray[np.float32]
+    made_classes: NDArray[np.int64]
+    real_classes: NDArray[np.int64]
+
+
 class Task(nn.Module, ABC):
     """A game to be learned.
 
@@ -42,6 +61,15 @@ class Task(nn.Module, ABC):
     name: ClassVar[str]
     #: The sub-module whose weights are averaged and kept in `weights.safetensors`.
     generator: nn.Module
+    #: What the penalty is multiplied by, and the least probability of the discriminator's augmentation: remedies
+    #: that `medgan.learning.health` may use. Buffers, so that a resumed run keeps them.
+    penalty_scale: Tensor
+    ada_floor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("penalty_scale", torch.ones(()))
+        self.register_buffer("ada_floor", torch.zeros(()))
 
     @property
     @abstractmethod
@@ -54,6 +82,10 @@ class Task(nn.Module, ABC):
 
     def at(self, progress: float) -> None:
         """Sets what changes in the course of the run; `progress` goes from 0 to 1."""
+
+    def probe(self, generator: nn.Module, source: Any, count: int) -> Probe | None:
+        """About `count` made and real images to judge the run by; None where the task makes nothing new."""
+        return None
 
     @staticmethod
     @abstractmethod

@@ -137,7 +137,7 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
     work = replace(work, config=resolved, run=run.path if run else None)
     plan = {"dataset": opened.fingerprint(), "factor": "auto" if choice is not None else wanted, "method": method,
             "seed": seed, "model": run.hash() if run else None,
-            "settings": resolved.model_dump(mode="json", exclude={"seed", "device"})}
+            "settings": resolved.model_dump(mode="json", exclude={"seed", "device", "evaluate"})}
     plan |= {"balance": True} if balance else {}
     target.mkdir(parents=True, exist_ok=True)
     with locked(target), _goes_on(f"what is finished is in {target}; the same command goes on"):
@@ -324,7 +324,7 @@ def composing(run: Run, config: str | Path | None, settings: Sequence[str] | Map
         Refused: `CFG_VALUE` for a setting that the run's weights do not follow.
     """
     given = run.config.over(file=config, settings=settings, seed=seed, device=device)
-    free = {"augment", "device", "seed"}
+    free = {"augment", "evaluate", "device", "seed"}
     theirs, ours = given.model_dump(exclude=free), run.config.model_dump(exclude=free)
     differing = [name for name in ours if theirs[name] != ours[name]]
     if differing:

@@ -137,7 +137,7 @@ def chosen(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
             output that did not exist is then not left behind.
     """
     asked = {"dataset": work.dataset.fingerprint(), "method": work.method, "seed": work.seed, "balance": work.balance,
-             "settings": work.config.model_dump(mode="json", exclude={"seed", "device"})}
+             "settings": work.config.model_dump(mode="json", exclude={"seed", "device", "evaluate"})}
     file = work.out / CHOSEN
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))

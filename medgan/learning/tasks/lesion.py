@@ -91,6 +91,7 @@ class LesionTask(Task):
         self.discriminator = LesionDiscriminator(dims, channels, labels, width=net.width, levels=net.levels,
                                                  textures=textures)
         self.weights = config.loss
+        self.ada_target, self.ada_cap = config.training.ada_target, config.training.ada_cap
         self.reader = LesionReader(dims, channels, labels, width=net.width) if self.weights.seen > 0 else None
         # The layout in which small convolutions are several times faster on CPUs.
         self.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
@@ -155,8 +156,8 @@ class LesionTask(Task):
         few = [tensor[::PENALISED] for tensor in (real, made, *context)]
         r1, r2 = (losses.zero_centred_penalty(lambda x: critic(x, *few[2:])[0], x) for x in few[:2])
         margin = (real_logits - made_logits).detach()
-        if self.weights.cutout_cap > 0:
-            self.cutout.copy_(next_cutout(self.cutout, margin, self.weights.cutout_target, self.weights.cutout_cap))
+        if self.ada_cap > 0:
+            self.cutout.copy_(next_cutout(self.cutout, margin, self.ada_target, self.ada_cap))
         return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin.mean(),
                                                      "cutout": self.cutout.clone()}
 
