@@ -13,7 +13,8 @@ from medgan.datasets.layouts import open_dataset
 from medgan.errors import Refused
 from medgan.learning import loop
 from medgan.learning.checkpoints import open_run
-from medgan.learning.tasks.image import ImageTask, made_volume, sample
+from medgan.learning.tasks.image import ImageTask
+from medgan.learning.tasks.image_source import made_volume, sample
 
 
 def test_the_source_balances_classes_and_keeps_values(xray_classes: Path, tiny: dict[str, object]) -> None:

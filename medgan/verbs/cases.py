@@ -56,7 +56,7 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
 
     if config.task == "image":
         assert opened is not None
-        from medgan.learning.tasks.image import made_volume
+        from medgan.learning.tasks.image_source import made_volume
 
         generator = opened.generator(pick_device(config.device))
 

@@ -117,7 +117,7 @@ def _plain_images(run: Run, config: Config, count: int, target: Path, label: str
                   progress: Report) -> list[Synthetic]:
     """Whole images on the network's own grid, a NIfTI file with its record each, in a folder for each class."""
     from medgan.learning.loop import pick_device, step_seed
-    from medgan.learning.tasks.image import made_volume
+    from medgan.learning.tasks.image_source import made_volume
 
     generator = run.generator(pick_device(config.device))
     classes = [label] if label is not None else list(run.interface["classes"])

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.learning import losses
-from medgan.learning.networks import SLOPE, ImageDiscriminator, convolution, spread
+from medgan.learning.image_networks import ImageDiscriminator
+from medgan.learning.networks import SLOPE, convolution, spread
 from medgan.learning.task import Batch, Parts, Task
 from medgan.learning.tasks.upscale_source import CONDITION, PLANES, UpscaleSource
 
