@@ -87,7 +87,16 @@ def test_on_real_tissue_it_beats_the_mean_of_what_is_around(shared_data: Path) -
     assert error(made, truth, mask > 0) < 0.8 * error(truth.with_array(flat), truth, mask > 0)
 
 
-def test_the_generator_fills_and_the_seed_decides(mr_set: Path, lesion_run: Path) -> None:
+@pytest.fixture(scope="module")
+def volume_run(mr_set: Path, tiny: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, tiny lesion run in 3D."""
+    return medgan.train(mr_set, modality="mr", out=tmp_path_factory.mktemp("runs") / "lesion3d",
+                        settings=tiny | {"data.dims": 3, "data.crop": 16, "training.images": 16}).path
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_generator_fills_and_the_seed_decides(mr_set: Path, dims: int, request: pytest.FixtureRequest) -> None:
+    lesion_run: Path = request.getfixturevalue("lesion_run" if dims == 2 else "volume_run")
     image = medgan.read(next((mr_set / "imagesTr").glob("*.nii.gz")))
     mask = np.zeros(image.shape, np.uint8)
     mask[24:32, 28:37, 10:15] = 1
