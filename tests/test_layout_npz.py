@@ -10,6 +10,8 @@ import pytest
 from layout_makers import add_one, codes
 
 from medgan.datasets.layouts import LAYOUTS, open_dataset
+from medgan.datasets.splits import leave_patients_out
+from medgan.datasets.subset import write_subset
 from medgan.errors import Refused
 
 
@@ -48,3 +50,20 @@ def test_a_wrong_npz_is_refused(arrays: dict[str, np.ndarray], code: str, tmp_pa
     with pytest.raises(Refused) as caught:
         open_dataset(tmp_path / "x.npz")
     assert codes(caught) == code
+
+
+def test_a_case_keeps_its_image_whatever_split_it_is_counted_in(tmp_path: Path) -> None:
+    dataset = open_dataset(make.npz(tmp_path / "d"))
+    folds = leave_patients_out(dataset.cases, 2)
+    moved = [case for part in folds[0] for case in part]
+    assert {case.split for case in moved} == {"train", "test"} and len(moved) == len(dataset.cases)
+    truth = {case.id: dataset.load(case)[0].array for case in dataset.cases}
+    for case in moved:
+        np.testing.assert_array_equal(dataset.load(case)[0].array, truth[case.id])
+    kept = [case for case in moved if case.split == "train"]
+    assert len({case.array for case in kept}) > 1, "the fold should mix what the file keeps apart"
+    subset = write_subset(dataset, kept, tmp_path / "some")
+    labels = {case.id: case.label for case in dataset.cases}
+    for case in subset.cases:
+        np.testing.assert_array_equal(subset.load(case)[0].array, truth[case.id])
+        assert case.label == labels[case.id]

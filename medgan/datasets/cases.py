@@ -32,6 +32,7 @@ class Case:
         patient: Cases of one patient never fall into different splits.
         split: Only `train` cases are ever parents of synthetic ones.
         row: The row within an `.npz` file whose path stands in `images`; None elsewhere.
+        array: The name of the array of that row, whatever split the case is counted in; empty elsewhere.
         extra: Further columns of a manifest, kept as they are.
         synthetic: Made by medgan, never to be a parent or a held-out case.
     """
@@ -43,6 +44,7 @@ class Case:
     patient: str = ""
     split: Split = "train"
     row: int | None = None
+    array: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
     synthetic: bool = False
 

@@ -63,7 +63,8 @@ class Npz(Layout):
             if len(ids) != shape[0]:
                 raise Refused("TAB_UNMATCHED", path, f"{split}_ids does not name every image", "Correct the file")
             cases += [
-                Case(case_id, (path,), label=label, patient=case_id, split=split, row=row)
+                Case(case_id, (path,), label=label, patient=case_id, split=split, row=row,
+                     array=f"{split}_images")
                 for row, (case_id, label) in enumerate(zip(ids, labels, strict=True))
             ]
         dims = {len(shapes[f"{split}_images"][0]) for split in SPLITS if f"{split}_images" in shapes}
@@ -82,7 +83,7 @@ class Npz(Layout):
 
     def place(self, out: Path, dataset: Dataset, case: Case) -> Case:
         there = replace(case, images=(out / case.images[0].name,))
-        return there if case.id in dataset.ids else replace(there, row=None, synthetic=True)
+        return there if case.id in dataset.ids else replace(there, row=None, array="train_images", synthetic=True)
 
     def copy(self, case: Case, placed: Case) -> None:
         # The arrays of the originals are taken over whole by `finish`.
@@ -135,7 +136,7 @@ def read_row(case: Case) -> Volume:
         Refused: `FILE_*`, `LIMIT`, `PIX_NONFINITE`, or `TAB_UNMATCHED` when the row is not there.
     """
     path = case.images[0]
-    images = _array(path, f"{case.split}_images")
+    images = _array(path, case.array)
     if case.row is None or not 0 <= case.row < len(images):
         raise Refused("TAB_UNMATCHED", path, f"it has no row {case.row} for case {case.id!r}",
                       "Open the data set again")

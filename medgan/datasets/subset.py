@@ -68,12 +68,12 @@ def check_disjoint(dataset: Dataset, other: Dataset) -> None:
                           f"its case {case.id!r} is {seen[_content(case)]!r} of {dataset.root}", "Take it out of one")
 
 
-def _content(case: Case) -> tuple[str, int | None]:
+def _content(case: Case) -> tuple[str, str, int | None]:
     digest = hashlib.sha256()
     first = case.images[0]
     for file in [first] if first.is_file() else sorted(path for path in first.iterdir() if path.is_file()):
         digest.update(file.read_bytes())
-    return digest.hexdigest(), case.row
+    return digest.hexdigest(), case.array, case.row
 
 
 def write_subset(dataset: Dataset, cases: Sequence[Case], out: Path) -> Dataset:
@@ -114,14 +114,14 @@ def write_subset(dataset: Dataset, cases: Sequence[Case], out: Path) -> Dataset:
 def _write_rows(cases: Sequence[Case], out: Path) -> None:
     """A MedMNIST-style file with these rows alone; they keep their ids."""
     source = cases[0].images[0]
+    arrays = sorted({case.array for case in cases})
     with np.load(source, allow_pickle=False) as archive:
-        splits = sorted({case.split for case in cases})
-        images = np.concatenate([archive[f"{split}_images"][_rows(cases, split)] for split in splits])
-        labels = np.concatenate([archive[f"{split}_labels"][_rows(cases, split)] for split in splits])
-    ids = np.array([case.id for split in splits for case in cases if case.split == split], dtype=np.str_)
+        images = np.concatenate([archive[name][_rows(cases, name)] for name in arrays])
+        labels = np.concatenate([archive[name.replace("_images", "_labels")][_rows(cases, name)] for name in arrays])
+    ids = np.array([case.id for name in arrays for case in cases if case.array == name], dtype=np.str_)
     with atomic_path(out / source.name) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, train_images=images, train_labels=labels, train_ids=ids)
 
 
-def _rows(cases: Sequence[Case], split: str) -> list[int]:
-    return [case.row for case in cases if case.split == split and case.row is not None]
+def _rows(cases: Sequence[Case], array: str) -> list[int]:
+    return [case.row for case in cases if case.array == array and case.row is not None]
