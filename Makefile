@@ -11,10 +11,11 @@ DEMO := runs/demo
 MARKED := $(if $(SLOW),,-m "not slow")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install chromium demo test lint clean
 
 help:
 	@echo "make install   a virtual environment with medgan and what its tests need"
+	@echo "make chromium  the browser in which a test opens the report, where it is missing (Debian; root or sudo)"
 	@echo "make demo      train on built-in CT phantoms and put the lesions into scans, in under 8 minutes"
 	@echo "make test      ruff, mypy and the tests, in under 10 minutes; SLOW=1 adds the slow ones"
 	@echo "make lint      ruff and mypy alone"
@@ -30,6 +31,14 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+# One test opens the report of `medgan evaluate` in a real browser; without one it skips and says so.
+chromium:
+	@if command -v chromium >/dev/null; then :; \
+	elif ! command -v apt-get >/dev/null; then echo "no apt-get: install chromium by hand"; \
+	else ROOT=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+	  { $$ROOT apt-get update -qq && $$ROOT apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } \
+	  >/dev/null 2>&1 || echo "chromium could not be installed: the test that needs it will skip"; fi
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO) $(DEMO)-x2

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medgan.imaging.volume import Volume
     from medgan.learning.checkpoints import open_run as load
     from medgan.verbs.augment import augment
+    from medgan.verbs.evaluate import evaluate
     from medgan.verbs.fill import fill
     from medgan.verbs.inspect import inspect
     from medgan.verbs.online import OnlineLesions
@@ -35,12 +36,13 @@ _PUBLIC = {
     "upsample": ("medgan.verbs.upsample", "upsample"),
     "fill": ("medgan.verbs.fill", "fill"),
     "synthesize": ("medgan.verbs.synthesize", "synthesize"),
+    "evaluate": ("medgan.verbs.evaluate", "evaluate"),
     "inspect": ("medgan.verbs.inspect", "inspect"),
     "OnlineLesions": ("medgan.verbs.online", "OnlineLesions"),
 }
 
-__all__ = ["Config", "OnlineLesions", "Volume", "augment", "fill", "inspect", "load", "read", "synthesize", "train",
-           "upsample", "write"]
+__all__ = ["Config", "OnlineLesions", "Volume", "augment", "evaluate", "fill", "inspect", "load", "read",
+           "synthesize", "train", "upsample", "write"]
 
 
 def __getattr__(name: str) -> Any:

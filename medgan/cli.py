@@ -64,7 +64,8 @@ def augment(
     out: Annotated[Path | None, typer.Option(help="New data set; none: DATASET-xF.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run folder; none: the newest on this data.")] = None,
     method: Annotated[str, typer.Option(help="gan, paste or procedural.")] = "gan",
-    balance: Annotated[bool, typer.Option("--balance", help="Fill lesion-free places as well.")] = False,
+    balance: Annotated[bool, typer.Option("--balance", help="Classes: the rare ones first. Lesions: lesion-free "
+                                                    "places are filled as well.")] = False,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us.")] = None,
     config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
@@ -227,14 +228,43 @@ def _end_with(skipped: Mapping[str, str]) -> None:
 
 
 @app.command()
+def evaluate(
+    real: Annotated[Path, typer.Argument(help="Real data set.")],
+    synthetic: Annotated[Path, typer.Argument(help="What augment or synthesize wrote, or any synthetic data set.")],
+    heldout: Annotated[Path | None, typer.Option(help="Real images of other patients; none: REAL's own split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; none: SYNTHETIC-evaluation.")] = None,
+    modality: Annotated[str | None, typer.Option(help="ct, mr, xray or us.")] = None,
+    config: ConfigFile = None, settings: Settings = None, seed: Seed = None, device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether synthetic images are like real ones, as varied, copies, and of use."""
+    from medgan.verbs.evaluate import evaluate as verb
+
+    with _Bar() as bar:
+        found = verb(real, synthetic, heldout=heldout, out=out, modality=modality, config=config,
+                     settings=settings or (), seed=seed, device=device, progress=bar)
+    if as_json:
+        _print_json(found.summary())
+    else:
+        for line in found.lines():
+            print(line)
+        print(f"Report: {found.report}")
+        for warning in found.figures["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+@app.command()
 def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set or run.")],
-            as_json: AsJson = False) -> None:
-    """Say what a path is and what is wrong with it."""
+            pictures: Annotated[Path | None, typer.Option(help="For a run: a folder for pictures of what it has "
+                                                          "learned.")] = None,
+            seed: Seed = None, as_json: AsJson = False) -> None:
+    """Say what a path is and what is wrong with it; of a run, draw what it has learned."""
     from medgan.verbs.inspect import inspect as verb
 
     found = verb(path)
+    drawn = _pictures(path, pictures, seed) if pictures is not None and found.status != "refused" else {}
     if as_json:
-        _print_json(found.as_json())
+        _print_json(found.as_json() | ({"pictures": drawn} if drawn else {}))
     else:
         print(f"{path}: {found.kind}, {found.status}")
         for key, value in found.summary.items():
@@ -245,8 +275,20 @@ def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set 
             fix = f". {note['fix']}." if "fix" in note else ""
             print(f"  {'error' if found.status == 'refused' else 'warning'}[{note['code']}] {note['where']}: "
                   f"{note['why']}{fix}")
+        for name in drawn.get("files", ()):
+            print(f"  picture: {pictures / name if pictures else name}")
+    for text in drawn.get("notes", ()):
+        print(f"warning: {text}", file=sys.stderr)
     if found.status == "refused":
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _pictures(path: Path, out: Path, seed: int | None) -> dict[str, Any]:
+    from medgan.verbs.pictures import pictures
+
+    with _Bar() as bar:
+        drawn = pictures(path, out, seed=seed or 0, progress=bar)
+    return {"out": str(out), "files": drawn.files, "figures": drawn.figures, "notes": drawn.notes}
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

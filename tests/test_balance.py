@@ -145,7 +145,8 @@ def test_another_call_on_a_balanced_output_is_refused(mr_set: Path, tmp_path: Pa
     assert refused.value.code == "OUT_EXISTS" and "balance" in str(refused.value)
 
 
-def test_whole_images_have_no_controls(xray_classes: Path, image_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused) as refused:
-        medgan.augment(xray_classes, model=image_run, modality="xray", out=tmp_path / "out", balance=True)
-    assert refused.value.code == "CFG_VALUE" and "--balance" in str(refused.value) and not (tmp_path / "out").exists()
+def test_for_whole_images_balance_means_classes(xray_classes: Path, image_run: Path, tmp_path: Path) -> None:
+    made = medgan.augment(xray_classes, model=image_run, modality="xray", out=tmp_path / "out", balance=True)
+    rows = list(csv.DictReader((tmp_path / "out" / "augmentation.csv").read_text().splitlines()))
+    assert len(made.synthetic) == 8 and all(row["controls"] == "" for row in rows)
+    assert sorted(row["label"] for row in rows) == ["normal"] * 8 + ["opacity"] * 8

@@ -327,6 +327,6 @@ def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, mr_set: Path, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "scan.nii.gz")
 
-    monkeypatch.setattr("medgan.verbs.augment.write_json", full)
+    monkeypatch.setattr("medgan.verbs.plans.write_json", full)
     status, _, err = medgan("augment", mr_set, "--method", "paste", "--out", tmp_path / "new")
     assert (status, err.splitlines()[-1]) == (1, "error: No space left on device: scan.nii.gz")

@@ -13,15 +13,7 @@ from medgan.datasets.layouts import open_dataset
 from medgan.errors import Refused
 from medgan.learning import loop
 from medgan.learning.checkpoints import open_run
-from medgan.learning.tasks.lesion import (
-    LesionTask,
-    kept_by_cutout,
-    next_cutout,
-    paint,
-    read_error,
-    smooth_fill,
-    without_lesions,
-)
+from medgan.learning.tasks.lesion import LesionTask, paint, read_error, smooth_fill, without_lesions
 from medgan.learning.tasks.lesion_source import LesionSource, real_spread
 from medgan.lesions.compose import compose
 from medgan.lesions.gan import Gan
@@ -129,31 +121,13 @@ def test_the_generator_moves_on_what_the_discriminator_saw(source: LesionSource)
     assert task._drawn is None
 
 
-def test_cuts_come_only_when_the_discriminator_is_too_sure_and_are_saved(source: LesionSource) -> None:
-    sure, unsure = torch.ones(16), torch.tensor([1.0, -1.0] * 8)
-    now = torch.zeros(())
-    assert next_cutout(now, unsure, 0.6, 0.8) == 0
-    for _ in range(100):
-        now = next_cutout(now, sure, 0.6, 0.8)
-    assert float(now) == pytest.approx(0.2)
-    assert float(next_cutout(now, unsure, 0.6, 0.8)) < 0.2
-    assert float(next_cutout(torch.tensor(0.8), sure, 0.6, 0.8)) == pytest.approx(0.8)
+def test_the_probability_of_cuts_moves_and_is_saved(source: LesionSource) -> None:
     task = LesionTask(source.config, source.interface)
     assert "cutout" in task.state_dict(), "a resumed run would begin without cuts"
     task.cutout.fill_(0.5)
     before = float(task.cutout)
     task.loss("discriminator", source.batch(0))
     assert float(task.cutout) != before
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (8, 8, 8)])
-def test_a_cut_is_a_box_in_as_many_images_as_asked_for(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    kept = kept_by_cutout(torch.zeros(400, 1, *shape), 0.3)
-    cut = (kept == 0).flatten(1).sum(1)
-    assert 0.2 < float((cut > 0).float().mean()) < 0.4
-    assert int(cut.max()) <= np.prod([n // 2 for n in shape])
-    assert (kept_by_cutout(torch.zeros(4, 1, *shape), 0.0) == 1).all()
 
 
 def test_the_reading_counts_only_where_it_is_known() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medgan.config import Config
 from medgan.errors import Refused
 from medgan.learning import checkpoints, loop
-from medgan.learning.losses import relativistic_discriminator, relativistic_generator
+from medgan.learning.objectives import relativistic_discriminator, relativistic_generator
 from medgan.learning.task import Batch, Task
 
 

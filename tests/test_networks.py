@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from medgan.learning.networks import (
-    ImageDiscriminator,
-    ImageGenerator,
     LesionDiscriminator,
     LesionGenerator,
     LesionReader,
-    image_levels,
 )
 
 
@@ -99,21 +96,3 @@ def test_lesion_reader_learns_where_a_bright_blob_is(dims: int) -> None:
         optimiser.step()
     read = reader(image).sigmoid()
     assert read.shape == wanted.shape and read[wanted > 0].mean() > 0.8 and read[wanted == 0].mean() < 0.2
-
-
-@pytest.mark.parametrize("size", [(28, 28), (32, 48), (16, 20, 12), (64, 64)])
-def test_image_networks_keep_the_size_and_tell_classes_apart(size: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    dims = len(size)
-    generator = ImageGenerator(dims, 1, 2, size=size, width=4, latent=8)
-    latent = torch.randn(3, 8)
-    images = generator(latent, torch.tensor([0, 1, 1]))
-    assert images.shape == (3, 1, *size)
-    critic = ImageDiscriminator(dims, 1, 2, size=size, width=4)
-    a, _ = critic(images, torch.zeros(3, dtype=torch.long))
-    b, _ = critic(images, torch.ones(3, dtype=torch.long))
-    assert a.shape == (3,) and not torch.allclose(a, b)
-
-
-def test_one_depth_rule() -> None:
-    assert [image_levels((n,)) for n in (4, 7, 8, 28, 32, 64, 256)] == [1, 1, 2, 3, 4, 5, 7]

@@ -16,7 +16,7 @@ from PIL import Image
 from medgan.errors import Refused
 from medgan.imaging import files, planar
 from medgan.imaging.nifti import write_nifti
-from medgan.imaging.planar import read_planar, write_planar
+from medgan.imaging.planar import lines_down, read_planar, write_planar
 from medgan.imaging.volume import Volume
 
 #: 4 columns (X) and 3 rows (Y).
@@ -327,3 +327,13 @@ def test_a_raster_under_another_rasters_name(tmp_path: Path) -> None:
 def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planar, "MAX_PIXELS", 11)
     assert code_of(saved(tmp_path / "a.png", ROWS.astype(np.uint8))) == "LIMIT"
+
+
+def test_lines_of_rasters_and_arrays_run_down_and_others_say(tmp_path: Path) -> None:
+    flat = np.zeros((1, 4, 6), np.float32)
+    up, down = np.diag([1.0, 1, 1, 1]), np.diag([1.0, -1, 1, 1])
+    for source in (None, Path("a.png"), Path("a.NPZ"), Path("a.npy"), Path("a.jpeg")):
+        assert lines_down(Volume(flat, up, source=source))
+    for source in (Path("a.nii.gz"), Path("a.dcm"), Path("series")):
+        assert not lines_down(Volume(flat, up, source=source)) and lines_down(Volume(flat, down, source=source))
+    assert not lines_down(Volume(np.zeros((1, 4, 6, 3), np.float32), down, source=Path("a.nii")))

@@ -48,6 +48,7 @@ class Provenance:
         method: `gan`, `paste`, `procedural`, ...
         lesions: The lesions put in.
         gates: Scores of the checks it passed.
+        settings: How it was made, where that can be chosen anew for each call.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Provenance:
     method: str
     lesions: tuple[Lesion, ...] = ()
     gates: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -91,6 +93,8 @@ class Provenance:
                 for lesion in self.lesions
             ],
             "gates": {name: float(score) for name, score in sorted(self.gates.items())},
+            **({"settings": {name: float(value) for name, value in sorted(self.settings.items())}}
+               if self.settings else {}),
         }
 
     def write(self, path: Path) -> None:
@@ -123,6 +127,7 @@ class Provenance:
                     for each in data["lesions"]
                 ),
                 gates={str(name): float(score) for name, score in data["gates"].items()},
+                settings={str(name): float(value) for name, value in data.get("settings", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Refused("TAB_BAD_JSON", path, f"it is not a medgan provenance record ({error!r})",

@@ -76,6 +76,11 @@ def _content(case: Case) -> tuple[str, str, int | None]:
     return digest.hexdigest(), case.array, case.row
 
 
+def as_training(dataset: Dataset, cases: Sequence[Case]) -> Dataset:
+    """The data set with these cases alone, counted as training cases, for what reads no others."""
+    return dataset.only(tuple(replace(case, split="train") for case in cases))
+
+
 def write_subset(dataset: Dataset, cases: Sequence[Case], out: Path) -> Dataset:
     """Writes some real cases, all as training cases, in the data set's own layout.
 

@@ -31,6 +31,14 @@ _GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
+def lines_down(volume: Volume) -> bool:
+    """Whether the second axis of a 2D image runs down the page: that of rasters and arrays does, other formats say."""
+    if volume.dims != 2:
+        return False
+    told = volume.source is not None and not volume.source.name.lower().endswith((*RASTERS, ".npy", ".npz"))
+    return not told or volume.orientation[1] in "PI"
+
+
 def read_planar(path: str | Path) -> list[Volume]:
     """Reads a raster (grey, 8 or 16 bits), an `.npy` array or an `.npz` archive.
 

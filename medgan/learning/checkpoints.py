@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from medgan import __version__
 from medgan.config import Config
 from medgan.errors import Refused
+from medgan.learning.health import Health
 from medgan.learning.loop import State
 from medgan.storage import atomic_path, write_json, write_text
 
@@ -127,7 +128,8 @@ def save_state(state: State, run: Path) -> None:
         for index, values in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{player}.{index}.{key}": value for key, value in values.items()}
     numbers = {"step": state.step, "images": state.images, "total": state.total,
-               "rate_scale": state.rate_scale, "rollbacks": state.rollbacks}
+               "rate_scale": state.rate_scale, "rollbacks": state.rollbacks, "next_report": state.next_report,
+               "health": state.health.numbers()}
     _save(tensors, run / STATE / "state.safetensors", {"numbers": json.dumps(numbers)})
 
 
@@ -154,7 +156,8 @@ def load_state(state: State, run: Path) -> bool:
             optimiser.load_state_dict({**full, "state": saved})
         state.step, state.images, state.total = numbers["step"], numbers["images"], numbers["total"]
         state.rate_scale, state.rollbacks = numbers["rate_scale"], numbers["rollbacks"]
-    except (RuntimeError, KeyError, ValueError) as error:
+        state.next_report, state.health = numbers["next_report"], Health.of(numbers["health"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise Refused("CKPT_MISMATCH", path, f"the state is another model's ({type(error).__name__})",
                       "Start a new run") from None
     return True
@@ -172,6 +175,15 @@ def trim_log(run: Path, images: int) -> None:
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["images"] <= images))
+
+
+def tensors_of(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with `prefix`, without it; none where there is no such file.
+
+    Raises:
+        Refused: `CKPT_CORRUPT` or `CKPT_NONFINITE`.
+    """
+    return _below(_load(path)[0], prefix) if path.is_file() else {}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

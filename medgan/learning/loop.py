@@ -5,23 +5,30 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medgan.config import Config, Training
 from medgan.errors import Refused
+from medgan.learning import health
+from medgan.learning.health import Finding, Health
+from medgan.learning.objectives import OBJECTIVES, penalty_of
 from medgan.learning.task import Batch, Source, Task
 
 #: Steps after which the speed is trusted enough to turn minutes into a number of images.
 CALIBRATION_STEPS = 12
-#: How often a run that left the finite numbers is taken back before it is given up.
+#: How often a run that diverged is taken back before it is given up.
 ROLLBACKS = 3
 #: The largest gradient norm a player may follow, relative to nothing: it stops one bad batch, not the game.
 GRADIENT_LIMIT = 100.0
+#: Made images, and real ones, by which the variety of a run is judged at each report.
+PROBED = 64
 
 
 @dataclass
@@ -36,7 +43,9 @@ class State:
         images: Images seen by the first player.
         total: Length of the run in images; None until it is known (a run given in minutes).
         rate_scale: What rollbacks have left of the learning rate.
-        rollbacks: How often the run was taken back.
+        rollbacks: How often the run was taken back because it diverged.
+        health: What is known of the run's health.
+        next_report: Images at which the next report is due; None before the first step.
     """
 
     task: Task
@@ -47,6 +56,8 @@ class State:
     total: int | None = None
     rate_scale: float = 1.0
     rollbacks: int = 0
+    health: Health = field(default_factory=Health)
+    next_report: int | None = None
 
     @classmethod
     def fresh(cls, task: Task, config: Training) -> State:
@@ -71,12 +82,13 @@ class Step:
     Args:
         images: Images seen so far.
         total: Length of the run in images, where known.
-        parts: Named losses of this step, of all players.
+        parts: Named losses of this step, of all players; at a report also figures of health.
         images_per_second: Speed since the last report.
         waiting: Share of the time since the last report that was spent waiting for data, 0 to 1.
         report: True where a checkpoint and a contact sheet are due.
         done: True at the last step.
-        note: What health had to do, if anything.
+        note: What is odd about this step, if anything.
+        finding: What went wrong with the run at this step, and what was done.
     """
 
     images: int
@@ -87,6 +99,7 @@ class Step:
     report: bool
     done: bool
     note: str = ""
+    finding: Finding | None = None
 
 
 @dataclass
@@ -141,9 +154,10 @@ def train(state: State, source: Source, config: Config) -> Iterator[Step]:
     precision = pick_precision(settings.precision, device)
     state.task.to(device).train()
     state.average.to(device)
-    safe = _snapshot(state)
+    # Two: a run may have been on its way off, not yet noticed, when the last one was taken.
+    safe = deque([_snapshot(state)], maxlen=2)
     clock, started, seconds_at_start = _Clock(), state.step, time.perf_counter()
-    next_report = state.images + settings.report_images
+    state.next_report = state.next_report or state.images + settings.report_images
     with ThreadPoolExecutor(1, thread_name_prefix="medgan-batches") as pool, torch.random.fork_rng():
         ahead: Future[Batch] = pool.submit(source.batch, state.step)
         while state.total is None or state.images < state.total:
@@ -153,10 +167,14 @@ def train(state: State, source: Source, config: Config) -> Iterator[Step]:
             ahead = pool.submit(source.batch, state.step + 1)
             torch.manual_seed(step_seed(config.seed, state.step))
             parts = _play(state, batch, settings, precision)
-            if not all(math.isfinite(value) for value in parts.values()):
-                note = _roll_back(state, safe)
+            why = state.health.step(parts)
+            if why is None and not health.finite(state.task.parameters()):
+                why = "a weight was not finite"
+            if why is not None:
+                finding = _take_back(state, safe, settings, why)
                 ahead = pool.submit(source.batch, state.step)
-                yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), False, False, note)
+                yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), False, False,
+                           str(finding), finding)
                 continue
             count = len(next(iter(batch.values())))
             _average(state, count, settings.ema_images)
@@ -169,12 +187,23 @@ def train(state: State, source: Source, config: Config) -> Iterator[Step]:
                 state.total = state.images + max(1, round(clock.speed() * left))
             late = settings.limit_minutes is not None and elapsed > settings.limit_minutes * 60
             done = late or (state.total is not None and state.images >= state.total)
-            report = done or state.images >= next_report
-            note = "stopped at the time limit" if late else ""
-            yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), report, done, note)
+            report = done or state.images >= state.next_report
+            notes = ["stopped at the time limit"] if late else []
+            found: Finding | None = None
             if report:
-                safe, clock = _snapshot(state), _Clock()
-                next_report = state.images + settings.report_images
+                found, figures = _examine(state, source, safe[-1], settings, done)
+                parts |= figures
+                notes += [str(found)] if found else []
+                if found:
+                    ahead = pool.submit(source.batch, state.step)
+                state.next_report = state.images + settings.report_images
+            yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), report, done,
+                       "; ".join(notes), found)
+            if report:
+                clock = _Clock()
+                # A state that looks like a collapse is not one to come back to.
+                if state.health.low == 0:
+                    safe.append(_snapshot(state))
             if done:
                 break
         ahead.cancel()
@@ -228,28 +257,82 @@ def _average(state: State, count: int, half_life: float) -> None:
         kept.copy_(fresh)
 
 
-def _snapshot(state: State) -> dict[str, object]:
+def _snapshot(state: State) -> dict[str, Any]:
     return copy.deepcopy({
         "task": state.task.state_dict(), "average": state.average.state_dict(),
         "optimisers": {name: optimiser.state_dict() for name, optimiser in state.optimisers.items()},
-        "step": state.step, "images": state.images,
+        "images": state.images, "health": state.health.numbers(),
     })
 
 
-def _roll_back(state: State, safe: dict[str, object]) -> str:
-    """Takes the run back to the last report at half the rate."""
+def _restore(state: State, safe: dict[str, Any], step: int) -> None:
+    """Takes the run back; its steps' numbers go on with `step`: the same batches and noise are not met again."""
+    kept = copy.deepcopy(safe)
+    state.task.load_state_dict(kept["task"])
+    state.average.load_state_dict(kept["average"])
+    for name, optimiser in state.optimisers.items():
+        optimiser.load_state_dict(kept["optimisers"][name])
+    state.health.back_to(kept["health"])
+    state.images, state.step = kept["images"], step
+
+
+def _take_back(state: State, safe: deque[dict[str, Any]], settings: Training, why: str) -> Finding:
+    """Takes a run that diverged back to the last good report, or the one before if that did not help; at half the rate.
+
+    Raises:
+        Refused: `TRAINING_DIVERGED` when that was done often enough.
+    """
     state.rollbacks += 1
     if state.rollbacks > ROLLBACKS:
-        raise Refused("TRAINING_DIVERGED", "training", f"a loss was not finite {state.rollbacks} times",
+        raise Refused("TRAINING_DIVERGED", "training", f"{why}, at {state.images} images, and going back at half the "
+                      f"learning rate did not help {ROLLBACKS} times",
                       "Lower training.rate, raise training.gamma, or look for damaged cases with medgan inspect")
-    kept = copy.deepcopy(safe)
-    state.task.load_state_dict(kept["task"])  # type: ignore[arg-type]
-    state.average.load_state_dict(kept["average"])  # type: ignore[arg-type]
-    for name, optimiser in state.optimisers.items():
-        optimiser.load_state_dict(kept["optimisers"][name])  # type: ignore[index]
-    skipped = state.step + 1
-    state.images = kept["images"]  # type: ignore[assignment]
-    # The steps' numbers go on, so that the batch that broke the run is not met again.
-    state.step = skipped
+    images = state.images
+    if safe[-1].get("tried") and len(safe) > 1:
+        safe.pop()
+    safe[-1]["tried"] = True
+    _restore(state, safe[-1], state.step + 1)
+    state.next_report = state.images + settings.report_images
     state.rate_scale *= 0.5
-    return f"a loss was not finite: back to {state.images} images at half the learning rate"
+    finding = Finding("divergence", images, why, f"back to {state.images} images at half the learning rate")
+    state.health.findings.append(finding)
+    return finding
+
+
+def _examine(state: State, source: Source, safe: dict[str, Any], settings: Training, done: bool
+             ) -> tuple[Finding | None, dict[str, float]]:
+    """Judges the run at a report and acts on a collapse, so far as there is something left to do."""
+    probe = state.task.probe(state.average, source, PROBED)
+    figures, why = state.health.report(probe, state.progress, state.step)
+    if why is None:
+        return None, figures
+    images = state.images
+    remedy = _treat(state, safe, settings, done)
+    state.health.remedies, state.health.low = state.health.remedies + 1, 0
+    finding = Finding("collapse", images, why, remedy)
+    state.health.findings.append(finding)
+    return finding, figures
+
+
+def _treat(state: State, safe: dict[str, Any], settings: Training, done: bool) -> str:
+    """Does what may help against a collapse, and says what that was."""
+    number = state.health.remedies + 1
+    if done:
+        return "the run is over"
+    if number > health.REMEDIES:
+        return f"{health.REMEDIES} remedies did not help, so the run goes on as it is"
+    if state.health.blind():
+        return ("nothing was done: the discriminator hardly tells real from made images, so that holding it back would "
+                "not help")
+    done_what = []
+    if state.health.varied:
+        _restore(state, safe, state.step)
+        done_what.append(f"back to {state.images} images")
+    if penalty_of(OBJECTIVES[settings.objective], settings.penalty) != "none":
+        state.task.penalty_scale.fill_(health.STRONGER**number)
+        done_what.append(f"{health.STRONGER**number:g} times the penalty")
+    if settings.ada_cap > 0:
+        floor = min(settings.ada_cap, health.MORE_AUGMENTATION * number)
+        state.task.ada_floor.fill_(floor)
+        done_what.append(f"augmentation with at least {floor:.0%} probability")
+    return ", ".join(done_what) or "nothing could be done: the settings have neither a penalty nor augmentation"

@@ -1,40 +1,9 @@
-"""The two-player game's objective and its penalties, a few lines each."""
+"""What a generator minimises beside the game (see `objectives`), a few lines each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def relativistic_discriminator(real: Tensor, made: Tensor) -> Tensor:
-    """Relativistic pairing loss of the discriminator (Jolicoeur-Martineau 2018; Huang et al. 2024).
-
-    Args:
-        real: (B,) logits of real images.
-        made: (B,) logits of made images, paired with the real ones.
-    """
-    return F.softplus(made - real).mean()
-
-
-def relativistic_generator(real: Tensor, made: Tensor) -> Tensor:
-    """The generator's side of the same game: made images should look more real than their pair."""
-    return F.softplus(real - made).mean()
-
-
-def zero_centred_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Mean squared gradient norm of the logits: R1 on real, R2 on made images (Mescheder et al. 2018).
-
-    Args:
-        critic: Images (B, C, ...) to logits (B,).
-        images: Where the gradient is taken; computed in fp32 whatever the surrounding precision.
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        images = images.detach().float().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-        return gradient.square().sum(dim=tuple(range(1, gradient.ndim))).mean()
 
 
 def sorted_distance(real: Tensor, made: Tensor, mask: Tensor, points: int = 32) -> Tensor:

@@ -42,22 +42,31 @@ Values = NDArray[np.float64]
 
 
 class SmallClassifier(nn.Module):
-    """Four convolutions with group normalisation, then the strongest and the mean response over the picture."""
+    """Four convolutions with group normalisation, then the strongest and the mean response over the picture.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Of the images.
+        classes: Logits of an image; None: a single one, of being positive.
+        dims: 2 or 3.
+    """
+
+    def __init__(self, channels: int, classes: int | None = None, dims: int = 2) -> None:
         super().__init__()
+        convolution, pooling = (nn.Conv2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.MaxPool3d)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.LeakyReLU(0.1),
-                       nn.MaxPool2d(2)]
+            layers += [convolution(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.LeakyReLU(0.1),
+                       pooling(2)]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(2 * WIDTHS[-1], 1)
+        self.head = nn.Linear(2 * WIDTHS[-1], classes or 1)
+        self.single = classes is None
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, size, size) -> (B,) logits."""
+        """(B, C, X, Y[, Z]), edges of 16 or more -> (B,) or (B, classes) logits."""
         found = self.features(images)
-        logits: Tensor = self.head(torch.cat([found.amax((2, 3)), found.mean((2, 3))], dim=1))[:, 0]
-        return logits
+        space = tuple(range(2, images.ndim))
+        logits: Tensor = self.head(torch.cat([found.amax(space), found.mean(space)], dim=1))
+        return logits[:, 0] if self.single else logits
 
 
 def train_classifier(examples: Examples, *, steps: int, seed: int, device: str = "cpu",
@@ -93,7 +102,7 @@ def train_classifier(examples: Examples, *, steps: int, seed: int, device: str =
         # Not randint: its draws from a doubled pool are the same pictures, and the arm of repeats the same run.
         index = torch.cat([pool[(torch.rand(half, generator=chance) * len(pool)).long()] for pool in classes])
         drawn = images[index.to(device)].to(memory_format=torch.channels_last)
-        loss = F.binary_cross_entropy_with_logits(model(_disturbed(drawn, chance) if augmented else drawn), wanted)
+        loss = F.binary_cross_entropy_with_logits(model(disturbed(drawn, chance) if augmented else drawn), wanted)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -134,24 +143,35 @@ def score_arms(arms: Mapping[str, Examples], tests: Mapping[str, Examples], *, s
     return scores
 
 
-def _disturbed(images: Tensor, chance: torch.Generator) -> Tensor:
-    """Mirrored along the first axis, turned, shifted, scaled and shifted in brightness, each picture by itself."""
-    count = len(images)
+def disturbed(images: Tensor, chance: torch.Generator) -> Tensor:
+    """(B, C, X, Y[, Z]) mirrored along X, turned, shifted, scaled and changed in brightness, each by itself."""
+    count, dims = len(images), images.ndim - 2
 
     def between(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=chance)
 
     angle, zoom = torch.deg2rad(between(-TURN, TURN)), 1 + between(-ZOOM, ZOOM)
     mirror = torch.where(torch.rand(count, generator=chance) < 0.5, -1.0, 1.0)
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    # affine_grid's second coordinate runs along the first axis of the picture, X: the one that is mirrored.
-    rows = [torch.stack([cos, -sin, between(-2 * SHIFT, 2 * SHIFT)], 1),
-            torch.stack([sin * mirror, cos * mirror, between(-2 * SHIFT, 2 * SHIFT)], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
+    # affine_grid's last coordinate runs along the first axis of the picture, X: the one that is mirrored.
+    turned = _turns([angle] + [torch.deg2rad(between(-TURN, TURN)) for _ in range(2 * dims - 4)], dims) * zoom
+    turned[-1] *= mirror
+    moves = torch.stack([between(-2 * SHIFT, 2 * SHIFT) for _ in range(dims)])
+    grid = F.affine_grid(torch.cat([turned, moves[:, None]], 1).permute(2, 0, 1).to(images), list(images.shape),
+                         align_corners=False)
     # Sampled above OUTSIDE, so that the zeros beyond the edge are outside too.
     moved = F.grid_sample(images - OUTSIDE, grid, align_corners=False)
-    scale, shift = (1 + between(-BRIGHTNESS, BRIGHTNESS)).to(images), between(-BRIGHTNESS, BRIGHTNESS).to(images)
-    return moved * scale[:, None, None, None] + OUTSIDE + shift[:, None, None, None] * (moved > INSIDE)
+    scale, shift = ((base + between(-BRIGHTNESS, BRIGHTNESS)).to(images).reshape(-1, *[1] * (dims + 1))
+                    for base in (1, 0))
+    return moved * scale + OUTSIDE + shift * (moved > INSIDE)
+
+
+def _turns(angles: Sequence[Tensor], dims: int) -> Tensor:
+    """(dims, dims, B) rotations: in the only plane there is or, in 3D, in one plane after the other."""
+    whole = torch.eye(dims)[..., None].expand(-1, -1, len(angles[0])).clone()
+    for angle, (one, other) in zip(angles, ((0, 1), (1, 2), (0, 2)), strict=False):
+        cos, sin, first, second = torch.cos(angle), torch.sin(angle), whole[one].clone(), whole[other].clone()
+        whole[one], whole[other] = cos * first - sin * second, sin * first + cos * second
+    return whole
 
 
 def auroc(positive: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Values:

@@ -12,6 +12,7 @@ from medgan.config import Intensity
 from medgan.datasets.provenance import Lesion
 from medgan.imaging.geometry import reorient
 from medgan.imaging.intensity import intensity_maps
+from medgan.imaging.planar import lines_down
 from medgan.imaging.volume import Volume
 from medgan.reports.sheets import grey, outlined, sheet
 
@@ -56,6 +57,8 @@ def _column(parent: Volume, made: Volume, mask: Volume, lesion: Lesion, settings
     field = max(LEAST_MM, FIELD * lesion.size_mm)
     planes: list[NDArray[Any]] = [_plane(volume.array[c], centre, field, volume.spacing_mm, order)
                                   for volume, c, order in ((parent, channel, 1), (made, channel, 1), (mask, 0, 0))]
+    if lines_down(parent):
+        planes = [plane[:, ::-1] for plane in planes]
     before, after = values.forward(planes[0]), values.forward(planes[1])
     low, high = np.percentile(before, [1, 99.5])
     high = max(float(high), float(low) + 0.2, float(np.percentile(after, 99.5)))

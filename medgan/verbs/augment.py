@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medgan.config import Config
 from medgan.datasets.cards import data_card
-from medgan.datasets.cases import Dataset
+from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.classes import ONLY_CLASS, class_warnings, even_factor, trainable_classes, training_counts
 from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import patient_key
 from medgan.errors import Interrupted, Refused
-from medgan.storage import PARTIAL, locked, remove_partial, write_json, write_text
+from medgan.storage import PARTIAL, locked, remove_partial, write_text
+from medgan.verbs.cases import fits_layout
 from medgan.verbs.choose import CHOSEN, Choice, chosen, plan_cases
 from medgan.verbs.masks import looked_at
+from medgan.verbs.plans import refuse_inside, refuse_other_content, same_plan
 from medgan.verbs.pool import Work, made
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.showing import show
@@ -85,8 +89,9 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
         model: A run folder, or what `train` returned. None: the newest run below `runs/` trained on this data, else
             one is trained first.
         method: `gan`, or without any training `paste` (real lesions moved) or `procedural` (made-up ones).
-        balance: Fills as many places without a lesion as there are new lesions in a case, in the same shapes and with
-            the same rims, so that a model cannot learn the seam; for data sets with masks.
+        balance: With masks: fills as many places without a lesion as there are new lesions in a case, in the same
+            shapes and with the same rims, so that a model cannot learn the seam. With classes: the rarest class is
+            filled first, until it has as many training cases as the next, and so on.
         workers: Processes that make cases; the result does not depend on it.
         modality: As for `train`; None: what the data set says of itself.
         config: A TOML file of settings.
@@ -106,33 +111,37 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
         raise Refused("CFG_VALUE", f"--workers {workers}", "there must be at least one process", "Use --workers 1")
     opened = open_dataset(dataset)
     modality = modality or opened.modality
-    task = default_task(opened)
+    given = _given(model) if method == "gan" else None
+    task = _task(opened, given, method, modality, config, settings)
     if task == "upscale" or (method != "gan" and task != "lesion"):
         raise Refused("LABEL_MISSING", opened.root, "it has no " + ("masks" if method != "gan" else "masks or classes"),
                       "Give labelled cases; medgan upsample sharpens unlabelled ones")
-    if balance and task != "lesion":
-        raise Refused("CFG_VALUE", "--balance", f"{opened.root} has no masks, and only lesions have lesion-free "
-                      "counterparts", "Leave it out, or give cases with masks")
+    even = balance and task == "image"
+    if even and not opened.classes:
+        raise Refused("CFG_VALUE", "--balance", f"{opened.root} has neither lesions to give counterparts nor classes "
+                      "to make even", "Leave it out")
     check_trainable(opened, task)
     target = _target(opened, factor, out)
-    run = _find_run(opened, task, modality, model, method)
-    _refuse_other_content(target)
+    run = _find_run(opened, task, modality, given, method)
     if run is None and modality is None:
         raise Refused("CFG_VALUE", "--modality", f"{dataset} does not say which modality it is",
                       "Use --modality ct, mr, xray or us")
     if run is not None and modality not in (None, run.config.modality):
         raise Refused("RUN_TASK", run.path, f"it was trained on {run.config.modality}, not {modality}",
                       "Train on data of this modality")
-    resolved = (composing(run, config, settings, seed, device) if run is not None else
-                Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device))
-    warnings = looked_at(opened, resolved)
+    if run is not None:
+        resolved = composing(run, config, settings, seed, device)
+    else:
+        resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
+        resolved = _whole(opened, resolved, config, settings)
+    warnings = (*looked_at(opened, resolved), *(class_warnings(opened) if task == "image" else ()))
     work = Work(opened, resolved, method, run.path if run else None, target, seed, balance)
     choice = _chosen(work, workers, progress) if factor == "auto" else None
     wanted = choice.factor if choice is not None else float(factor)
     if choice is not None and wanted == 1:
         run = None  # what makes no case needs no generator, and is not said to have one
     elif method == "gan" and run is None:
-        run = _trained(opened, modality, task, config, settings, seed, device, progress)
+        run = _trained(opened, resolved, task, config, settings, progress)
         resolved = composing(run, config, settings, seed, device)
     work = replace(work, config=resolved, run=run.path if run else None)
     plan = {"dataset": opened.fingerprint(), "factor": "auto" if choice is not None else wanted, "method": method,
@@ -141,8 +150,8 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
     plan |= {"balance": True} if balance else {}
     target.mkdir(parents=True, exist_ok=True)
     with locked(target), _goes_on(f"what is finished is in {target}; the same command goes on"):
-        _same_plan(target, plan)
-        return _fill(work, wanted, workers, progress, run, choice, warnings)
+        same_plan(target / PLAN, plan)
+        return _fill(work, wanted, workers, progress, run, choice, (*warnings, *_uneven(opened, wanted, even)))
 
 
 @contextlib.contextmanager
@@ -175,7 +184,7 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     for number, case in enumerate(dataset.cases):
         progress(Progress("copying", number, len(dataset.cases), "cases"))
         layout.copy(case, layout.place(target, dataset, case))
-    planned = plan_cases(dataset, factor)
+    planned = plan_cases(dataset, factor, even=work.balance and work.config.task == "image")
     todo = [(number, parent, new) for number, (parent, new) in enumerate(planned)
             if not layout.sidecar(layout.place(target, dataset, new)).is_file()]
     skipped: dict[str, str] = {}
@@ -192,7 +201,7 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     records = [Provenance.read(layout.sidecar(case)) for case in placed[len(dataset.cases):]]
     write_text(target / TABLE, table(dataset, records))
     model = {"model": run.path.name, "model_hash": run.hash()} if run else {}
-    remarks = [*warnings, *(choice.lines() if choice is not None else ()), *remarks,
+    remarks = [*warnings, *_by_class(dataset, kept), *(choice.lines() if choice is not None else ()), *remarks,
                *show(work, planned, placed[len(dataset.cases):], records)]
     write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=work.method, seed=work.seed,
                                         remarks=remarks, **model))
@@ -200,6 +209,24 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     (target / GATE).unlink(missing_ok=True)
     return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None,
                      factor, choice, warnings)
+
+
+def _uneven(dataset: Dataset, factor: float, even: bool) -> tuple[str, ...]:
+    """Says so where a factor is too small to make the classes even."""
+    counts, total = training_counts(dataset, synthetic=True), len(dataset.split("train"))
+    enough = even_factor(counts, total)
+    if not even or factor >= enough:
+        return ()
+    return (f"Factor {factor:g} is too small to make the classes even; {enough:g} is enough.",)
+
+
+def _by_class(dataset: Dataset, kept: Sequence[Case]) -> list[str]:
+    """Training cases of each class, before and after."""
+    before, new = training_counts(dataset, synthetic=True), Counter(case.label for case in kept)
+    if not before:
+        return []
+    told = ", ".join(f"{name} {count} -> {count + new[name]}" for name, count in before.items())
+    return [f"Training cases by class, before -> after: {told}."]
 
 
 def _gate(work: Work) -> tuple[Work, list[str]]:
@@ -237,62 +264,79 @@ def _target(dataset: Dataset, factor: float | str, out: str | Path | None) -> Pa
     lone = base if dataset.layout != "npz" else dataset.root
     named = factor if isinstance(factor, str) else f"{factor:g}"
     target = Path(out) if out is not None else lone.with_name(f"{lone.name.removesuffix('.npz')}-x{named}")
-    inside, root = target.resolve(), lone.resolve()
-    if inside == root or root in inside.parents:
-        raise Refused("OUT_EXISTS", target, "the output would lie in the data set itself", "Choose another --out")
+    refuse_inside(target, lone)
+    refuse_other_content(target, (PLAN, CHOSEN, f"{PARTIAL}-choice"), "augment")
     return target
 
 
-def _refuse_other_content(target: Path) -> None:
-    ours = (PLAN, CHOSEN, f"{PARTIAL}-choice")
-    if target.exists() and not (target.is_dir() and (any((target / name).exists() for name in ours)
-                                                     or not any(target.iterdir()))):
-        raise Refused("OUT_EXISTS", target, "it exists and holds something that medgan augment did not write",
-                      "Choose another --out, or empty it")
+def _task(dataset: Dataset, run: Run | None, method: str, modality: str | None, config: str | Path | None,
+          settings: Sequence[str] | Mapping[str, Any]) -> str:
+    """What is made: whole images of a set with masks where the run, or the settings, read these as label maps."""
+    task = default_task(dataset)
+    if task == "lesion" and method == "gan":
+        if run is not None:
+            whole = run.config.task == "image" and run.config.network.label_maps
+        else:
+            whole = modality is not None and Config.resolve(modality, "image", file=config, settings=settings
+                                                            ).network.label_maps
+        task = "image" if whole else task
+    return task
 
 
-def _same_plan(target: Path, plan: Mapping[str, Any]) -> None:
-    import json
-
-    if (target / PLAN).is_file():
-        try:
-            there = json.loads((target / PLAN).read_text(encoding="utf-8"))
-        except ValueError:
-            there = {}
-        differing = [key for key in {**plan, **there} if there.get(key) != plan.get(key)]
-        if differing:
-            raise Refused("OUT_EXISTS", target, f"it was begun with another {', '.join(differing)}",
-                          "Choose another --out, or call it with the same arguments")
-    else:
-        write_json(target / PLAN, plan)
+def _whole(dataset: Dataset, resolved: Config, config: str | Path | None,
+           settings: Sequence[str] | Mapping[str, Any]) -> Config:
+    """The settings with networks of as many dimensions as the images have: else no whole case could be made."""
+    if resolved.task != "image":
+        return resolved
+    dims = dataset.load(dataset.split("train")[0])[0].dims
+    whole = resolved.over(settings={"data.dims": dims})
+    if whole.over(file=config, settings=settings).data.dims != dims:
+        raise Refused("DIM_UNSUPPORTED", f"data.dims={resolved.data.dims}",
+                      f"the images of {dataset.root} are {dims}D, and whole ones are to be made", "Leave it out")
+    return whole
 
 
-def _trained(dataset: Dataset, modality: str | None, task: str, config: str | Path | None,
-             settings: Sequence[str] | Mapping[str, Any], seed: int, device: str | None, progress: Report) -> Run:
+def _trained(dataset: Dataset, resolved: Config, task: str, config: str | Path | None,
+             settings: Sequence[str] | Mapping[str, Any], progress: Report) -> Run:
     """A run on this data: one that was begun is finished, else a new one is trained."""
-    from medgan.learning.checkpoints import newest_run
-
-    begun = newest_run(RUNS, real_only(dataset).fingerprint(), task, modality, finished=False)
+    seed, device = resolved.seed, resolved.device
+    begun = _newest(dataset, task, resolved.modality, finished=False)
     if begun is not None:
         composing(begun, config, settings, seed, device)
         progress(Progress("training", 0, None, "images", f"going on with {begun.path}, which was begun on this data"))
         return train(out=begun.path, resume=True, device=device, progress=progress)
     progress(Progress("training", 0, None, "images", "no run trained on this data yet: training one first"))
-    return train(dataset.root, modality=modality, task=task, config=config, settings=settings, seed=seed,
-                 device=device, progress=progress)
+    return train(dataset.root, modality=resolved.modality, task=task,
+                 settings=resolved.model_dump(mode="json", exclude={"modality", "task", "seed", "device"}),
+                 seed=seed, device=device, progress=progress)
 
 
-def _find_run(dataset: Dataset, task: str, modality: str | None, model: str | Path | Run | None,
-              method: Method) -> Run | None:
+def _given(model: str | Path | Run | None) -> Run | None:
+    from medgan.learning.checkpoints import open_run
+
+    return open_run(model) if isinstance(model, str | Path) else model
+
+
+def _find_run(dataset: Dataset, task: str, modality: str | None, given: Run | None, method: Method) -> Run | None:
     if method != "gan":
         return None
-    from medgan.learning.checkpoints import newest_run, open_run
+    if given is None:
+        return _newest(dataset, task, modality)
+    check_run(given, dataset, task)
+    if not fits_layout(given, dataset):
+        raise Refused("RUN_TASK", given.path, f"it makes {given.config.data.dims}D images "
+                      f"{'that follow' if given.config.network.label_maps else 'without'} masks, which are no cases of "
+                      f"{dataset.root}", "Train one on the same data with data.dims as the images have, and with "
+                      "network.label_maps where they have masks")
+    return given
 
-    if model is None:
-        return newest_run(RUNS, real_only(dataset).fingerprint(), task, modality)
-    run = open_run(model) if isinstance(model, str | Path) else model
-    check_run(run, dataset, task)
-    return run
+
+def _newest(dataset: Dataset, task: str, modality: str | None, *, finished: bool = True) -> Run | None:
+    """The newest run on this data that can make cases of it."""
+    from medgan.learning.checkpoints import newest_run
+
+    run = newest_run(RUNS, real_only(dataset).fingerprint(), task, modality, finished=finished)
+    return run if run is not None and fits_layout(run, dataset) else None
 
 
 def check_run(run: Run, dataset: Dataset, task: str) -> None:
@@ -311,6 +355,16 @@ def check_run(run: Run, dataset: Dataset, task: str) -> None:
         if dict(run.interface["labels"]) != wanted:
             raise Refused("LABEL_UNKNOWN", run.path, f"it knows the labels {dict(run.interface['labels'])}, "
                           f"{dataset.root} has {wanted}", "Train a run on data with the same labels")
+    if task == "image":
+        known = list(run.interface["classes"])
+        other = [name for name in trainable_classes(dataset) or (ONLY_CLASS,) if name not in known]
+        if other:
+            raise Refused("LABEL_UNKNOWN", run.path, f"it knows the classes {', '.join(known)}; {dataset.root} has "
+                          f"{', '.join(other)}", "Train a run on data with the same classes")
+        maps = [dataset.labels[value] for value in sorted(dataset.labels)]
+        if run.config.network.label_maps and list(run.interface["maps"]) != maps:
+            raise Refused("LABEL_UNKNOWN", run.path, f"it follows the labels {', '.join(run.interface['maps'])}; "
+                          f"{dataset.root} has {', '.join(maps) or 'none'}", "Train a run on data with the same labels")
     if not run.finished:
         raise Refused("RUN_UNFINISHED", run.path, "training did not reach its end, so there are no weights",
                       f"Finish it with medgan train --out {run.path} --resume")

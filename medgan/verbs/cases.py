@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +15,9 @@ from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layouts import LAYOUTS
 from medgan.datasets.provenance import Provenance
 from medgan.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from medgan.learning.checkpoints import Run
 
 #: Multiples of it, without their whole part, fill [0, 1) evenly.
 GOLDEN = (5**0.5 - 1) / 2
@@ -56,14 +59,21 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
 
     if config.task == "image":
         assert opened is not None
-        from medgan.learning.tasks.image_source import made_volume
+        from medgan.learning.tasks.image_source import label_map, made_volume
 
         generator = opened.generator(pick_device(config.device))
+        truncation = config.augment.truncation
+        follows = config.network.label_maps
 
         def make_image(number: int, parent: Case, new: Case) -> str:
-            template, _ = dataset.load(parent)
-            image = made_volume(generator, opened, parent.label, template, step_seed(seed, number))
-            save(number, parent, new, image, None, parents=(), label=parent.label)
+            template, mask = dataset.load(parent)
+            if follows and mask is None:
+                return f"its parent {parent.id} has no mask to follow"
+            maps = label_map(mask, list(dataset.labels), opened.interface["size"]) if follows and mask else None
+            image = made_volume(generator, opened, parent.label, template, step_seed(seed, number),
+                                truncation=truncation, maps=maps)
+            save(number, parent, new, image, mask if follows else None, parents=(parent.id,) if follows else (),
+                 label=parent.label, settings={"truncation": truncation})
             return ""
 
         return make_image
@@ -116,6 +126,16 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         return ""
 
     return make_lesions
+
+
+def fits_layout(run: Run, dataset: Dataset) -> bool:
+    """Whether what a run makes can be written as cases of a data set: images of as many axes, masks where due."""
+    if run.config.task != "image":
+        return True
+    case = dataset.split("train")[0]
+    if (case.mask is not None) != run.config.network.label_maps:
+        return False
+    return dataset.load(case)[0].dims == run.config.data.dims
 
 
 def synthetic_case(parent: Case, number: int) -> Case:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,19 +108,46 @@ class Choice:
         return [*rows, self.why]
 
 
-def plan_cases(dataset: Dataset, factor: float) -> list[tuple[Case, Case]]:
-    """(parent, new case) for every synthetic case: each training case in turn, with a new id.
+def plan_cases(dataset: Dataset, factor: float, *, even: bool = False) -> list[tuple[Case, Case]]:
+    """(parent, new case) for every synthetic case, with a new id; the parents of a class take turns.
 
     A smaller factor's are the first of a larger one's.
+
+    Args:
+        dataset: Of any layout.
+        factor: Training cases over those there are, synthetic ones among them.
+        even: The rarest class comes first, until it has as many training cases as the next, and so on. Else each
+            class keeps its share, as nearly as whole cases allow for any factor.
     """
-    parents = [case for case in dataset.split("train") if not case.synthetic
-               and (case.mask is not None or not dataset.labels)]
-    count = round((factor - 1) * len(dataset.split("train")))
+    parents: dict[str | None, list[Case]] = defaultdict(list)
+    for case in dataset.split("train"):
+        if not case.synthetic and (case.mask is not None or not dataset.labels):
+            parents[case.label].append(case)
+    training = Counter(case.label for case in dataset.split("train"))
+    made, last = dict.fromkeys(parents, 0), _numbered(dataset)
+
+    def rank(label: str | None) -> float:
+        """The class with the lowest is next: how many cases it has, or how far it is behind its share."""
+        return training[label] + made[label] if even else (made[label] + 0.5) / len(parents[label])
+
     planned = []
-    for number in range(count):
-        parent = parents[number % len(parents)]
-        planned.append((parent, synthetic_case(parent, number // len(parents) + 1)))
+    for _ in range(round((factor - 1) * len(dataset.split("train")))):
+        label = min(parents, key=rank)
+        parent = parents[label][made[label] % len(parents[label])]
+        turn = made[label] // len(parents[label]) + 1
+        made[label] += 1
+        planned.append((parent, synthetic_case(parent, last[parent.id] + turn)))
     return planned
+
+
+def _numbered(dataset: Dataset) -> Counter[str]:
+    """Parent's id -> the last number of its synthetic cases, in a data set that was augmented before."""
+    last: Counter[str] = Counter()
+    for case in dataset.cases:
+        parent, mark, number = case.id.rpartition("syn")
+        if case.synthetic and mark and number.isdigit():
+            last[parent] = max(last[parent], int(number))
+    return last
 
 
 def chosen(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice:
@@ -288,7 +316,7 @@ def _some(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
 def _synthetic(work: Work, read: Callable[[Dataset, Case], Any], workers: int, progress: Report) -> list[Any]:
     """The largest factor's synthetic cases, read for the task model; None for each that found no place."""
     dataset, layout = work.dataset, LAYOUTS[work.dataset.layout]
-    planned = plan_cases(dataset, max(FACTORS))
+    planned = plan_cases(dataset, max(FACTORS), even=work.balance and work.config.task == "image")
     if work.config.task == "image":
         work = replace(work, run=_short_run(work, progress))
     todo = [(number, parent, new) for number, (parent, new) in enumerate(planned)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medgan.datasets.cases import Dataset
 from medgan.datasets.layouts import open_dataset
+from medgan.datasets.subset import as_training
 from medgan.errors import Refused
 from medgan.storage import write_json
 from medgan.verbs.progress import Progress, Report, silent
@@ -127,8 +128,19 @@ class _Gallery:
 
         if self.data is None:
             return None
-        cases = tuple(replace(case, split="train") for case in self.data.cases if case.split in splits)
-        return TASKS[self.run.config.task].source(self.data.only(cases), self.run.config) if cases else None
+        cases = [case for case in self.data.cases if case.split in splits]
+        return TASKS[self.run.config.task].source(as_training(self.data, cases), self.run.config) if cases else None
+
+    def shown(self, images: Tensor) -> list[NDArray[np.uint8]]:
+        """(N, C, X, Y[, Z]) as pictures of the first channel, in 3D of the middle slice."""
+        from medgan.reports.sheets import grey
+
+        return [grey(self.flat(image[0])) for image in images.float().cpu().numpy()]
+
+    def flat(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(X, Y[, Z]) as one slice whose second axis goes up."""
+        plane = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
+        return plane[:, ::-1] if self.run.interface.get("lines_down") else plane
 
     def save(self, name: str, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> None:
         from medgan.reports.sheets import save, sheet
@@ -220,7 +232,7 @@ def _walks(gallery: _Gallery, draws: dict[str, Draw], starts: Sequence[Noise]) -
         gallery.drawn.figures.setdefault("walks", {})[name] = {
             "largest_step_over_mean": round(float((moved.max(dim=0).values / moved.mean(dim=0).clamp(min=1e-9)).mean()),
                                             4)}
-        rows += [(f"{name}: from one sample to another" if not number else "", _shown(steps[:, number]))
+        rows += [(f"{name}: from one sample to another" if not number else "", gallery.shown(steps[:, number]))
                  for number in range(steps.shape[1])]
     gallery.save("walks.png", rows)
 
@@ -239,7 +251,7 @@ def _means(gallery: _Gallery, draws: dict[str, Draw], fixed: Noise, real: dict[s
             gallery.drawn.figures.setdefault("means", {})[name] = {
                 "difference_of_mean_images": round(float((made[1] - made[2]).square().mean().sqrt()), 5)}
         captions.append(name)
-        columns.append(_shown(torch.stack(made)))
+        columns.append(gallery.shown(torch.stack(made)))
     kinds = ["sample at the mean latent vector", f"mean of {SAMPLES} samples", "mean of the real images"]
     gallery.save("means.png", [(f"{kind} ({', '.join(captions)})", [column[n] for column in columns])
                                for n, kind in enumerate(kinds) if n < len(columns[0])])
@@ -262,7 +274,7 @@ def _dial(gallery: _Gallery, draws: dict[str, Draw], fixed: Noise, real: dict[st
             figure = {"variety": round(spread, 5)} | ({"over_real": round(spread / whole, 4)} if whole else {})
             gallery.drawn.figures.setdefault("dial", {}).setdefault(name, {})[f"{psi:g}"] = figure
             told = f"variety {spread:.3f}" + (f", {spread / whole:.0%} of the real images'" if whole else "")
-            rows.append((f"{name}, truncation {psi:g}: {told}", _shown(made[:WIDE])))
+            rows.append((f"{name}, truncation {psi:g}: {told}", gallery.shown(made[:WIDE])))
     gallery.save("dial.png", rows)
 
 
@@ -287,8 +299,8 @@ def _projection(gallery: _Gallery, draws: dict[str, Draw], latent: int) -> None:
             found = project(draw, images, latent, seed=gallery.seed)
             gallery.drawn.figures.setdefault("projection", {}).setdefault(name, {})[told] = {
                 "n": len(images), "median_error": round(float(np.median(found.error)), 5)}
-            rows += [(f"{name}, {told}: real", _shown(images)),
-                     (f"nearest made: median difference {np.median(found.error):.3f}", _shown(
+            rows += [(f"{name}, {told}: real", gallery.shown(images)),
+                     (f"nearest made: median difference {np.median(found.error):.3f}", gallery.shown(
                          torch.from_numpy(found.made)))]
     gallery.save("projection.png", rows)
 
@@ -312,21 +324,11 @@ def _attend(gallery: _Gallery, sets: Sequence[tuple[str, Tensor, list[Tensor]]])
     rows: list[tuple[str, Sequence[NDArray[np.uint8]]]] = []
     for name, images, context in sets:
         seen = [attention(critic, images, context, made=made) for made in (False, True)]
-        shown = _shown(images)
+        shown = gallery.shown(images)
         rows += [(name, shown), ("where the discriminator looks: red for real, blue for made", [
-            _tinted(picture, _flat(red), _flat(blue)) for picture, red, blue in zip(shown, *seen, strict=True)])]
+            _tinted(picture, gallery.flat(red), gallery.flat(blue))
+            for picture, red, blue in zip(shown, *seen, strict=True)])]
     gallery.save("attention.png", rows)
-
-
-def _shown(images: Tensor) -> list[NDArray[np.uint8]]:
-    """(N, C, X, Y[, Z]) as pictures of the first channel, in 3D of the middle slice."""
-    from medgan.reports.sheets import grey
-
-    return [grey(_flat(image[0])) for image in images.float().cpu().numpy()]
-
-
-def _flat(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return image if image.ndim == 2 else image[..., image.shape[-1] // 2]
 
 
 def _tinted(picture: NDArray[np.uint8], red: NDArray[np.float32], blue: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
@@ -17,7 +19,8 @@ from medgan.imaging import files
 from medgan.imaging.volume import Volume
 from medgan.storage import locked, remove_partial
 from medgan.verbs.augment import check_run, composing
-from medgan.verbs.cases import factory, synthetic_case
+from medgan.verbs.cases import GOLDEN, factory, fits_layout, synthetic_case
+from medgan.verbs.choose import plan_cases
 from medgan.verbs.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
@@ -105,44 +108,68 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
             raise
 
 
-def _fit_the_layout(run: Run, dataset: Dataset) -> bool:
-    """Whether what a run makes can be written as cases of its data set: images of as many axes, masks where due."""
-    if run.config.task != "image":
-        return True
-    case = dataset.split("train")[0]
-    return case.mask is None and dataset.load(case)[0].dims == run.config.data.dims
-
-
-def _plain_images(run: Run, config: Config, count: int, target: Path, label: str | None,
+def _plain_images(run: Run, dataset: Dataset, config: Config, count: int, target: Path, label: str | None,
                   progress: Report) -> list[Synthetic]:
-    """Whole images on the network's own grid, a NIfTI file with its record each, in a folder for each class."""
+    """Whole images on the network's own grid, a NIfTI file with its record each.
+
+    They lie in a folder for each class. With label maps they lie side by side, each with the mask that it follows: that
+    of a slice of a training case.
+    """
     from medgan.learning.loop import pick_device, step_seed
-    from medgan.learning.tasks.image_source import made_volume
+    from medgan.learning.tasks.image_source import label_map, made_volume
 
     generator = run.generator(pick_device(config.device))
     classes = [label] if label is not None else list(run.interface["classes"])
+    truncation, follows = config.augment.truncation, config.network.label_maps
     made = []
     for number in range(count):
         progress(Progress("synthesizing", number, count, "cases"))
         name, seed = classes[number % len(classes)], step_seed(config.seed, number)
-        record = Provenance(id=f"{name}syn{number + 1:04d}", parents=(), patient=f"{name}syn{number + 1:04d}",
-                            label=name, seed=seed, model=run.path.name, model_hash=run.hash(), method="gan")
-        image = made_volume(generator, run, name, None, seed)
-        path = target / name / f"{record.id}.nii.gz"
+        parent, drawn = _mask_to_follow(dataset, label and name, number) if follows else (None, None)
+        maps = None if drawn is None else label_map(drawn, list(dataset.labels), run.interface["size"])
+        new = f"{name}syn{number + 1:04d}"
+        record = Provenance(id=new, parents=(parent.id,) if parent else (), patient=parent.patient if parent else new,
+                            label=name, seed=seed, model=run.path.name, model_hash=run.hash(), method="gan",
+                            settings={"truncation": truncation})
+        image = made_volume(generator, run, name, None, seed, truncation=truncation, maps=maps)
+        path = (target if follows else target / name) / f"{new}.nii.gz"
         files.write(image, path)
-        record.write(path.with_name(f"{record.id}.provenance.json"))
-        made.append(Synthetic(record.id, image, None, record.as_json()))
+        mask = None
+        if maps is not None:
+            values = np.array(sorted(dataset.labels))
+            mask = image.with_array(values[maps[0].argmax(axis=0)][None].astype(np.uint16))
+            files.write(mask, path.with_name(f"{new}_mask.nii.gz"))
+        record.write(path.with_name(f"{new}.provenance.json"))
+        made.append(Synthetic(new, image, mask, record.as_json()))
     progress(Progress("synthesizing", count, count, "cases"))
     return made
 
 
+def _mask_to_follow(dataset: Dataset, label: str | None, number: int) -> tuple[Case, Volume]:
+    """A training case and its mask, or one of the slices of it that are learned from, spread evenly."""
+    from medgan.imaging.geometry import reorient
+    from medgan.learning.tasks.image_source import slices_of
+
+    cases = [case for case in dataset.split("train") if case.mask is not None and not case.synthetic
+             and (label is None or case.label == label)]
+    case = cases[number % len(cases)]
+    mask = dataset.load(case)[1]
+    assert mask is not None
+    if mask.dims == 2:
+        return case, mask
+    turned = reorient(mask)
+    slices = slices_of(turned.shape[2])
+    return case, replace(turned, array=turned.array[..., slices[int(len(slices) * ((number + 1) * GOLDEN % 1))]])
+
+
 def _synthesize(run: Run, dataset: Dataset, config: Config, count: int, target: Path, label: str | None,
                 size_mm: float | None, lesions: int, progress: Report) -> list[Synthetic]:
-    if not _fit_the_layout(run, dataset):
-        return _plain_images(run, config, count, target, label, progress)
-    of_class = label if run.config.task == "image" else None
-    parents = [case for case in dataset.split("train") if not case.synthetic
-               and (of_class is None or case.label == of_class)]
+    if not fits_layout(run, dataset):
+        return _plain_images(run, dataset, config, count, target, label, progress)
+    parents = [case for case in dataset.split("train") if not case.synthetic]
+    if run.config.task == "image":  # each class in its share, from the first case on
+        parents = [parent for parent, _ in plan_cases(dataset.only(tuple(parents)), 2.0)
+                   if label is None or parent.label in (label, None)]
     layout = LAYOUTS[dataset.layout]
     make = factory(dataset, config, "gan", run.path, target, config.seed, label=label, size_mm=size_mm, count=lesions)
     made: list[Case] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
+from medgan.datasets.classes import trainable_classes
 from medgan.datasets.layouts import open_dataset
 from medgan.errors import Interrupted, Refused
 from medgan.storage import locked, remove_partial, write_text
@@ -82,6 +84,7 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused("OUT_EXISTS", folder, "the run folder exists and is not empty",
                       "Name another with --out, or go on with it with --resume")
+    _check_start(resolved, None if dataset is None else len(opened.channels))
     if dataset is None:
         opened = _phantoms(folder / "phantoms", modality, resolved, progress)
     check_trainable(opened, task)
@@ -108,6 +111,16 @@ def check_trainable(dataset: Dataset, task: str) -> None:
     if task == "lesion" and not any(case.mask is not None for case in cases):
         raise Refused("LABEL_MISSING", dataset.root, "the lesion task needs masks and no training case has one",
                       "Give masks, or use --task image or --task upscale")
+    if task == "image":
+        trainable_classes(dataset)
+
+
+def _check_start(config: Config, channels: int | None) -> None:
+    """Refuses a run that a new one cannot begin with, before any work starts."""
+    if config.training.start is not None:
+        from medgan.learning.transfer import check_start
+
+        check_start(config, channels)
 
 
 def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> Run:
@@ -117,12 +130,14 @@ def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> 
     real = real_only(dataset)
     progress(Progress("reading", 0, None, "cases", f"{len(real.split('train'))} training cases of {dataset.name}"))
     source = TASKS[config.task].source(real, config)
+    if odd := getattr(source, "warnings", ()):
+        progress(Progress("warning", 0, None, "cases", " ".join(odd)))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         about = {"name": dataset.name, "path": str(dataset.root.resolve()), "fingerprint": real.fingerprint(),
                  "training_cases": len(real.split("train"))}
         run = create_run(folder, config, source.interface, about)
-        return _learn(run, source, progress)
+        return _learn(run, source, real, progress)
 
 
 def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task: str | None, minutes: float | None,
@@ -157,15 +172,17 @@ def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task
         return run
     with locked(folder):
         remove_partial(folder)
-        return _learn(run, TASKS[run.config.task].source(real, run.config), progress)
+        return _learn(run, TASKS[run.config.task].source(real, run.config), real, progress)
 
 
-def _learn(run: Run, source: Any, progress: Report) -> Run:
+def _learn(run: Run, source: Any, real: Dataset, progress: Report) -> Run:
     import torch
 
     from medgan.learning import checkpoints, loop
+    from medgan.learning.health import in_words
     from medgan.learning.tasks import TASKS
     from medgan.reports.sheets import save
+    from medgan.verbs.watching import Watch
 
     config = run.config
     with torch.random.fork_rng():
@@ -174,35 +191,66 @@ def _learn(run: Run, source: Any, progress: Report) -> Run:
     state = loop.State.fresh(task, config.training)
     if checkpoints.load_state(state, run.path):
         checkpoints.trim_log(run.path, state.images)
+    elif config.training.start is not None:
+        _begin(state, run, progress)
     samples = run.path / checkpoints.SAMPLES
     if state.images == 0:
         save(task.sheet(state.average, source), samples / "0000000.png")
+    watch, said = Watch(real, source, config), ""
     with stoppable(f"stopped at once; the last report is kept; go on with: {_again(run)}") as stopped:
         for step in loop.train(state, source, config):
-            progress(Progress("training", step.images, step.total, "images",
-                              f"{step.images_per_second:.0f} images/s" + (f"; {step.note}" if step.note else "")))
+            said = in_words(step.parts) if step.report else said
+            told = [f"{step.images_per_second:.0f} images/s", "" if step.finding else step.note, said]
+            progress(Progress("training", step.images, step.total, "images", "; ".join(part for part in told if part)))
+            if step.finding is not None:
+                # A stage of its own: it stays on the screen, and is printed where there is no bar.
+                progress(Progress(step.finding.kind, step.images, step.total, "images", str(step.finding)))
             if step.report or step.note:
-                checkpoints.append_log(run.path, _entry(step))
+                checkpoints.append_log(run.path, _entry(step) | (watch(task, state.average) if step.report else {}))
             if step.report:
                 save(task.sheet(state.average, source), samples / f"{step.images:07d}.png")
                 checkpoints.save_state(state, run.path)
             if stopped() and not step.done:
                 checkpoints.save_state(state, run.path)
                 raise Interrupted(f"stopped at {state.images} images; go on with: {_again(run)}")
-    write_text(run.path / "MODEL_CARD.md", _card(run, state.images))
+    write_text(run.path / "MODEL_CARD.md", _card(run, state.images, [
+        *_begun(run), *getattr(source, "warnings", ()), *map(str, state.health.findings)]))
     checkpoints.save_weights(state.average, run.path / checkpoints.WEIGHTS,
                              {"task": config.task, "images": state.images})
     return run
 
 
+def _begin(state: Any, run: Run, progress: Report) -> None:
+    """Gives a new run the weights of the one it begins with; what was taken is the first line of its log."""
+    from medgan.learning.checkpoints import append_log
+    from medgan.learning.transfer import begin_with, check_start
+
+    start = check_start(run.config, run.interface.get("channels"))
+    assert start is not None
+    note = begin_with(state, start, run.interface)
+    append_log(run.path, {"images": 0, "note": note})
+    progress(Progress("training", 0, None, "images", note))
+
+
+def _begun(run: Run) -> list[str]:
+    """What the run was begun with, from its log."""
+    import json
+
+    if run.config.training.start is None:
+        return []
+    lines = (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry["note"] for entry in map(json.loads, lines[:1]) if entry["images"] == 0]
+
+
 def _entry(step: Any) -> dict[str, Any]:
     return {"images": step.images, "total": step.total, "images_per_second": round(step.images_per_second, 2),
             "waiting": round(step.waiting, 4), "note": step.note,
-            **{name: round(value, 5) if value == value else None for name, value in step.parts.items()}}
+            **{name: round(value, 5) if math.isfinite(value) else None for name, value in step.parts.items()}}
 
 
-def _card(run: Run, images: int) -> str:
+def _card(run: Run, images: int, remarks: Sequence[str] = ()) -> str:
     config, about = run.config, run.dataset
+    odd = "".join(f"- Note: {remark.rstrip('.')}.\n" for remark in remarks)
     return f"""# Model card: {run.path.name}
 
 A `{config.task}` generator ({config.data.dims}D, {config.modality}) trained with medgan.
@@ -211,7 +259,7 @@ A `{config.task}` generator ({config.data.dims}D, {config.modality}) trained wit
 - Channels: {", ".join(run.interface.get("channel_names", [])) or run.interface.get("channels")}.
 - Recipe: {images} images seen, batch {config.training.batch}, objective {config.training.objective}, seed
   {config.seed}; every setting is in `config.json`, the losses in `log.jsonl`, pictures in `samples/`.
-- Licence: the weights may be used as the training data's own terms allow.
+{odd}- Licence: the weights may be used as the training data's own terms allow.
 - Limits: made for data augmentation in research, from the patients named above and nobody else. It adds no scanner,
   disease or population that the data lacks. Whether its samples help must be measured on held-out real patients.
   Not for diagnosis.

@@ -22,7 +22,8 @@ from medgan.datasets.paths import DICOM_ENDINGS, ending, folders, stem, visible
 from medgan.errors import Interrupted, Refused
 from medgan.imaging.restoration import wanted_factors
 from medgan.imaging.volume import Volume
-from medgan.storage import locked, remove_partial, write_json, write_text
+from medgan.storage import locked, remove_partial, write_text
+from medgan.verbs.plans import refuse_inside, refuse_other_content, same_plan
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.upsample import UpsampleReport, check_options, upsample
 
@@ -112,7 +113,7 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
     new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
-        begun = _same_plan(target, plan)
+        begun = same_plan(target / PLAN, plan)
         try:
             return _fill(work, workers, progress)
         except KeyboardInterrupt:
@@ -299,32 +300,8 @@ def _check_target(dataset: Dataset, target: Path) -> None:
     if ending(target.name):
         raise Refused("FILE_FORMAT", target, f"{dataset.root} holds several cases, which become a folder",
                       "Name a folder, or give one volume")
-    inside, root = target.resolve(), base_of(dataset).resolve()
-    if inside == root or root in inside.parents:
-        raise Refused("OUT_EXISTS", target, "the output would lie in the data set itself", "Choose another output")
-    if target.exists() and not (target.is_dir() and ((target / PLAN).is_file() or not any(target.iterdir()))):
-        raise Refused("OUT_EXISTS", target, "it exists and holds something that medgan upsample did not write",
-                      "Choose another output, or empty it")
-
-
-def _same_plan(target: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the folder was begun by an earlier call of the same kind; another kind is refused."""
-    path = target / PLAN
-    if not path.is_file():
-        write_json(path, plan)
-        return False
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        before = there | there["options"]
-    except (ValueError, TypeError, KeyError):
-        before = {}
-    now = {**plan, **plan["options"]}
-    differing = sorted(name for name in before.keys() | now.keys()
-                       if name != "options" and before.get(name) != now.get(name))
-    if differing:
-        raise Refused("OUT_EXISTS", target, f"it was begun with another {', '.join(differing)}",
-                      "Choose another output, or call it with the same arguments")
-    return True
+    refuse_inside(target, base_of(dataset))
+    refuse_other_content(target, (PLAN,), "upsample")
 
 
 def _undo(target: Path, new: bool) -> None:

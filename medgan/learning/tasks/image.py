@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
-from medgan.learning import losses
+from medgan.learning.adaptive import Augmentation, next_probability
 from medgan.learning.image_networks import ImageDiscriminator, ImageGenerator
-from medgan.learning.task import Batch, Parts, Task
+from medgan.learning.objectives import OBJECTIVES, penalty, penalty_of
+from medgan.learning.task import Batch, Parts, Probe, Task
 from medgan.learning.tasks.image_source import ImageSource, sample
+
+#: One in so many images has its penalties taken: they estimate the same mean at a fraction of the cost.
+PENALISED = 8
+#: Images a row of the contact sheet.
+SHEET_COLUMNS = 12
+#: Draws the latent vectors of probes.
+PROBE_SEED = 17
 
 
 class ImageTask(Task):
@@ -23,15 +31,27 @@ class ImageTask(Task):
 
     name: ClassVar[str] = "image"
     generator: ImageGenerator
+    probability: Tensor
 
     def __init__(self, config: Config, interface: Mapping[str, Any]) -> None:
         super().__init__()
         net, dims, size = config.network, config.data.dims, tuple(interface["size"])
-        channels, self.classes = int(interface["channels"]), len(interface["classes"])
-        self.generator = ImageGenerator(dims, channels, self.classes, size=size, width=net.width, latent=net.latent)
-        self.discriminator = ImageDiscriminator(dims, channels, self.classes, size=size, width=net.width)
+        channels, classes = int(interface["channels"]), len(interface["classes"])
+        maps = len(interface["maps"]) if net.label_maps else 0
+        self.generator = ImageGenerator(dims, channels, classes, size=size, width=net.width, latent=net.latent,
+                                        maps=maps)
+        self.discriminator = ImageDiscriminator(dims, channels, classes, size=size, width=net.width, placed=True,
+                                                maps=maps)
+        # The layout in which small convolutions are several times faster on CPUs.
+        self.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+        self.objective = OBJECTIVES[config.training.objective]
+        self.penalty = penalty_of(self.objective, config.training.penalty)
         self.gamma_start = config.training.gamma * float(np.prod(size)) / 4096
         self.gamma = self.gamma_start
+        self.ada_target, self.ada_cap = config.training.ada_target, config.training.ada_cap
+        self.augment = Augmentation(intensity=config.modality != "ct")
+        self.register_buffer("probability", torch.zeros(()))
+        self._made: tuple[Batch, Tensor] | None = None
 
     @property
     def players(self) -> dict[str, nn.Module]:
@@ -43,35 +63,94 @@ class ImageTask(Task):
         self.gamma = self.gamma_start * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
-        """The relativistic game with R1 and R2, pairs drawn within a class."""
-        critic, real, classes = self.discriminator, batch["image"], batch["class"]
-        latent = torch.randn(len(real), self.generator.latent, device=real.device)
+        """The game of `training.objective`, pairs drawn within a class, seen through the same augmentation."""
         if player == "discriminator":
-            with torch.no_grad():
-                made = self.generator(latent, classes)
-            real_logits, made_logits = critic(real, classes)[0], critic(made, classes)[0]
-            game = losses.relativistic_discriminator(real_logits, made_logits)
-            # Every other image estimates the same mean at half the cost of the dearest part of the step.
-            r1 = losses.zero_centred_penalty(lambda x: critic(x, classes[::2])[0], real[::2])
-            r2 = losses.zero_centred_penalty(lambda x: critic(x, classes[::2])[0], made[::2])
-            margin = (real_logits - made_logits).mean()
-            return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin}
+            # What the generator makes now it would make again when it moves: its graph is kept till then.
+            self.generator.requires_grad_(True)
+            self._made = None
+            made = self._make(batch)
+            self._made = batch, made
+            return self._discriminator_loss(batch, made.detach())
+        made = self._made[1] if self._made is not None and self._made[0] is batch else self._make(batch)
+        self._made = None
+        real, made = self._seen(batch, made)
         with torch.no_grad():
-            real_logits = critic(real, classes)[0]
-        game = losses.relativistic_generator(real_logits, critic(self.generator(latent, classes), classes)[0])
+            real_logits = self.discriminator(real, batch["class"])[0]
+        game = self.objective.generator(real_logits, self.discriminator(made, batch["class"])[0])
         return game, {"adversarial": game}
 
-    def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
-        """For each class, a row of real images and two rows of made ones."""
-        from medgan.reports.sheets import grey, sheet
+    def _make(self, batch: Batch) -> Tensor:
+        """As many images as the batch has, of its classes and on its label maps."""
+        latent = torch.randn(len(batch["class"]), self.generator.latent).to(batch["class"].device)
+        return cast(Tensor, self.generator(latent, batch["class"], batch.get("map")))
 
-        rows = []
+    def _seen(self, batch: Batch, made: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and made images (B, C[+ L], ...) as the discriminator sees them, each pair augmented alike."""
+        real, maps = batch["image"], batch.get("map")
+        both = self.augment(torch.cat([real, made], dim=1), float(self.probability), maps)
+        channels = real.shape[1]
+        real, made = both[:, :channels], both[:, channels : 2 * channels]
+        if maps is None:
+            return real, made
+        return torch.cat([real, both[:, 2 * channels :]], dim=1), torch.cat([made, both[:, 2 * channels :]], dim=1)
+
+    def _discriminator_loss(self, batch: Batch, made: Tensor) -> tuple[Tensor, Parts]:
+        critic, classes = self.discriminator, batch["class"]
+        real, made = self._seen(batch, made)
+        real_logits, made_logits = critic(torch.cat([real, made]), torch.cat([classes] * 2))[0].chunk(2)
+        game = self.objective.discriminator(real_logits, made_logits)
+        few, channels = slice(None, None, PENALISED), batch["image"].shape[1]
+        maps, coarse = real[few][:, channels:], torch.is_autocast_enabled(real.device.type)
+
+        def slopes(images: Tensor) -> Tensor:
+            """Logits by the image alone. A mean of squares stands coarse numbers, and they come at half the cost."""
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=coarse):
+                return cast(Tensor, critic(torch.cat([images, maps], dim=1), classes[few])[0])
+
+        paid, parts = penalty(self.penalty, slopes, real[few][:, :channels], made[few][:, :channels],
+                              gamma=self.gamma, scale=self.penalty_scale)
+        margin = (real_logits - made_logits).detach()
+        if self.ada_cap > 0:
+            self.probability.copy_(next_probability(self.probability, margin, self.ada_target, self.ada_cap,
+                                                    self.ada_floor))
+        return game + paid, {"game": game, **parts, "margin": margin.mean(), "sure": margin.sign().mean(),
+                             "p": self.probability.clone()}
+
+    def probe(self, generator: nn.Module, source: Any, count: int) -> Probe:
+        """The same latent vectors at every report, and real images spread over those of each class."""
+        present = [index for index in range(len(source.interface["classes"])) if len(source.of_class(index))]
+        made, real, classes, real_classes = [], [], [], []
+        for index in present:
+            images, maps = source.of_class(index), source.maps_of_class(index)
+            share = max(1, count // len(present))
+            kept = _spread_over(len(images), share)
+            # The maps of other real images than those they are held against, where there are so many.
+            follow = None if maps is None else maps[np.resize(kept[::-1], share)]
+            made.append(sample(generator, index, share, PROBE_SEED, maps=follow))
+            real.append(images[kept])
+            classes += [index] * share
+            real_classes += [index] * len(kept)
+        return Probe(np.concatenate(made), np.concatenate(real), np.array(classes, dtype=np.int64),
+                     np.array(real_classes, dtype=np.int64))
+
+    def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
+        """For each class, a row of real images, their label maps where they count, and two rows of made ones."""
+        from medgan.reports.sheets import grey, outlined, sheet
+
+        rows, down = [], bool(source.interface.get("lines_down"))
         for index, name in enumerate(source.interface["classes"]):
-            real = source.of_class(index)[:12]
-            rows.append((f"{name}: real", [grey(_picture(x)) for x in real]))
+            images, maps = source.of_class(index), source.maps_of_class(index)
+            if not len(images):
+                continue
+            kept = _spread_over(len(images), SHEET_COLUMNS)
+            rows.append((f"{name}: real", [grey(_picture(x, down)) for x in images[kept]]))
+            follow = None if maps is None else maps[np.resize(kept, SHEET_COLUMNS)]
+            if follow is not None:
+                numbers = [_picture(x.argmax(axis=0)[None], down).astype(np.int64) for x in follow]
+                rows.append((f"{name}: label map", [outlined(np.full(y.shape, -1.0), y) for y in numbers]))
             for seed in (0, 1):
-                made = sample(generator, index, 12, seed)
-                rows.append((f"{name}: made", [grey(_picture(x)) for x in made]))
+                made = sample(generator, index, SHEET_COLUMNS, seed, maps=follow)
+                rows.append((f"{name}: made", [grey(_picture(x, down)) for x in made]))
         return sheet(rows, zoom=max(1, 64 // max(source.interface["size"])))
 
     @staticmethod
@@ -80,6 +159,12 @@ class ImageTask(Task):
         return ImageSource(dataset, config)
 
 
-def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(C, X, Y[, Z]) -> (X, Y): first channel, middle slice."""
-    return image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
+def _spread_over(count: int, most: int) -> NDArray[np.intp]:
+    """Indices of at most so many of `count` images, evenly spread: data sets come sorted by patient."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.intp))
+
+
+def _picture(image: NDArray[np.float32], lines_down: bool) -> NDArray[np.float32]:
+    """(C, X, Y[, Z]) -> (X, Y): first channel, middle slice, its second axis up."""
+    plane = image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
+    return plane[:, ::-1] if lines_down else plane

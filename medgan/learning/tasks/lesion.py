@@ -22,8 +22,10 @@ from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
 from medgan.learning import losses
+from medgan.learning.adaptive import kept_by_cutout, next_probability
 from medgan.learning.networks import LesionDiscriminator, LesionGenerator, LesionReader
-from medgan.learning.task import Batch, Parts, Task
+from medgan.learning.objectives import OBJECTIVES, penalty, penalty_of
+from medgan.learning.task import Batch, Parts, Probe, Task
 from medgan.learning.tasks.lesion_source import VERSION, LesionSource
 from medgan.lesions.textures import QUANTILES, Textures
 
@@ -41,8 +43,8 @@ READ = 4
 WARM_GAME = 0.1
 #: From this share of the run on, the task network has to see what is made.
 SEEN_FROM = 0.3
-#: Images over which the probability of a cut goes from 0 to 1 when the discriminator is always too sure.
-CUTOUT_IMAGES = 8_000
+#: Requests of which each is drawn many times to see whether the draws differ, and the edge of what is looked at.
+PROBED_REQUESTS, PATCH = 4, 6
 
 
 def smooth_fill(image: Tensor, void: Tensor) -> Tensor:
@@ -91,6 +93,8 @@ class LesionTask(Task):
         self.discriminator = LesionDiscriminator(dims, channels, labels, width=net.width, levels=net.levels,
                                                  textures=textures)
         self.weights = config.loss
+        self.objective = OBJECTIVES[config.training.objective]
+        self.penalty = penalty_of(self.objective, config.training.penalty)
         self.ada_target, self.ada_cap = config.training.ada_target, config.training.ada_cap
         self.reader = LesionReader(dims, channels, labels, width=net.width) if self.weights.seen > 0 else None
         # The layout in which small convolutions are several times faster on CPUs.
@@ -125,7 +129,7 @@ class LesionTask(Task):
         return paint(self.generator, batch)
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
-        """The relativistic game with R1 and R2, and for the generator what `config.loss` weighs in."""
+        """The game of `training.objective`, and for the generator what `config.loss` weighs in."""
         if player == "reader":
             return self._reader_loss(batch)
         if player == "generator":
@@ -151,15 +155,15 @@ class LesionTask(Task):
         critic, (real, made, *context) = self.discriminator, self._cut(batch, made)
         logits, _ = critic(torch.cat([real, made]), *[torch.cat([tensor] * 2) for tensor in context])
         real_logits, made_logits = logits.chunk(2)
-        game = losses.relativistic_discriminator(real_logits, made_logits)
+        game = self.objective.discriminator(real_logits, made_logits)
         # A few images estimate the same mean at a fraction of the cost of the dearest part of the step.
         few = [tensor[::PENALISED] for tensor in (real, made, *context)]
-        r1, r2 = (losses.zero_centred_penalty(lambda x: critic(x, *few[2:])[0], x) for x in few[:2])
+        paid, parts = penalty(self.penalty, lambda x: critic(x, *few[2:])[0], *few[:2], gamma=self.gamma,
+                              scale=self.penalty_scale)
         margin = (real_logits - made_logits).detach()
         if self.ada_cap > 0:
-            self.cutout.copy_(next_cutout(self.cutout, margin, self.ada_target, self.ada_cap))
-        return game + 0.5 * self.gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2, "margin": margin.mean(),
-                                                     "cutout": self.cutout.clone()}
+            self.cutout.copy_(next_probability(self.cutout, margin, self.ada_target, self.ada_cap, self.ada_floor))
+        return game + paid, {"game": game, **parts, "margin": margin.mean(), "cutout": self.cutout.clone()}
 
     def _cut(self, batch: Batch, made: Tensor) -> tuple[Tensor, ...]:
         """Real and made images and their context as the discriminator sees them: with a box cut from some.
@@ -189,7 +193,7 @@ class LesionTask(Task):
         lesion = batch["labels"].sum(dim=1, keepdim=True)
         present = spread_over(batch["condition"][:, -1], void)
         parts = {
-            "adversarial": losses.relativistic_generator(real_logits, made_logits),
+            "adversarial": self.objective.generator(real_logits, made_logits),
             "reconstruction": losses.masked_l1(made, real, lesion),
             "healthy": losses.masked_l1(made, real, (1 - present) * void),
             "rim": losses.masked_l1(made, real, (void - lesion).clamp(min=0) * present),
@@ -259,6 +263,24 @@ class LesionTask(Task):
                       [outlined(x[channel], y) for x, y in zip(real_image, real_index, strict=True)])]
         return sheet(rows, zoom=2 if before.shape[-1] <= 64 else 1)
 
+    def probe(self, generator: nn.Module, source: Any, count: int) -> Probe | None:
+        """The middles of a few requests' lesions, each drawn many times, beside those of real lesions.
+
+        A request is a class: what the same request gives under differing noise should differ as real lesions do. All
+        over the mean of the tissue around, so that tissue does not count as variety.
+        """
+        device = next(generator.parameters()).device
+        batch = largest(source.requests(3 * PROBED_REQUESTS), PROBED_REQUESTS, device)
+        draws = max(2, count // PROBED_REQUESTS)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = [patches(batch | {"image": paint(generator, batch)}) for _ in range(draws)]
+        made = np.concatenate(drawn)
+        real = patches(largest(source.lesions_only(3 * draws), draws, device))
+        classes = np.arange(PROBED_REQUESTS)
+        return Probe(made, np.tile(real, (PROBED_REQUESTS, *[1] * (real.ndim - 1))), np.tile(classes, draws),
+                     np.repeat(classes, draws))
+
     @staticmethod
     def source(dataset: Dataset, config: Config) -> LesionSource:
         """Cuts the crops that training draws from."""
@@ -287,6 +309,27 @@ def paint(generator: nn.Module, batch: Mapping[str, Tensor], noise: list[Tensor]
     return torch.where(hard.bool(), image + (soft if blend else hard) * (drawn - image), image)
 
 
+def largest(batch: Batch, count: int, device: torch.device) -> Batch:
+    """The rows of a batch with the most lesion voxels: where all that is looked at lies inside."""
+    rows = batch["labels"].flatten(1).sum(dim=1).argsort(descending=True, stable=True)[:count]
+    return {name: tensor[rows].to(device) for name, tensor in batch.items()}
+
+
+def patches(batch: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    """(B, C, `PATCH`, ...) around the middle of each crop's lesion, over the mean of the rim around it."""
+    found = []
+    for image, labels, void in zip(batch["image"], batch["labels"], batch["void"], strict=True):
+        lesion = labels.sum(dim=0) > 0
+        rim = (void[0] > 0) & ~lesion
+        level = image[:, rim].mean(dim=1) if bool(rim.any()) else image.flatten(1).mean(dim=1)
+        middle = torch.nonzero(lesion).float().mean(dim=0) if bool(lesion.any()) else torch.tensor(lesion.shape) / 2
+        starts = [int(min(max(0, round(float(m)) - PATCH // 2), n - PATCH))
+                  for m, n in zip(middle, lesion.shape, strict=True)]
+        box = (slice(None), *(slice(start, start + PATCH) for start in starts))
+        found.append((image - level.reshape(-1, *[1] * lesion.ndim))[box])
+    return np.asarray(torch.stack(found).float().cpu().numpy())
+
+
 def without_lesions(batch: Batch) -> Batch:
     """The batch with nothing but lesion-free voids: a lesion's void is moved aside, to where no lesion is known."""
     void, dims = batch["void"], batch["void"].ndim - 2
@@ -296,25 +339,6 @@ def without_lesions(batch: Batch) -> Batch:
     return batch | {"void": torch.where(present > 0, aside, void), "labels": torch.zeros_like(batch["labels"]),
                     "distance": torch.full_like(batch["distance"], -1),
                     "condition": torch.zeros_like(batch["condition"])}
-
-
-def next_cutout(now: Tensor, margin: Tensor, target: float, cap: float) -> Tensor:
-    """The probability of a cut, raised where the discriminator is surer than `target`, else lowered.
-
-    Adaptive discriminator augmentation (Karras et al. 2020) with the sign of the relativistic margin (B,) as its sign.
-    """
-    step = (margin.sign().mean() - target).sign() * len(margin) / CUTOUT_IMAGES
-    return (now + step).clamp(0, cap)
-
-
-def kept_by_cutout(like: Tensor, probability: float) -> Tensor:
-    """(B, 1, ...) 1, and 0 in a random box of half the edge in some images (DeVries & Taylor 2017)."""
-    kept = torch.ones_like(like[:, :1])
-    for row in torch.nonzero(torch.rand(len(like)) < probability)[:, 0].tolist():
-        starts = [int(torch.randint(-(n // 4), n - n // 4 + 1, ())) for n in like.shape[2:]]
-        box = tuple(slice(max(0, a), a + n // 2) for a, n in zip(starts, like.shape[2:], strict=True))
-        kept[(row, 0, *box)] = 0
-    return kept
 
 
 def read_error(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:

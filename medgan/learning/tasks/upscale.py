@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
-from medgan.learning import losses
 from medgan.learning.image_networks import ImageDiscriminator
 from medgan.learning.networks import SLOPE, convolution, spread
+from medgan.learning.objectives import OBJECTIVES, penalty, penalty_of
 from medgan.learning.task import Batch, Parts, Task
 from medgan.learning.tasks.upscale_source import CONDITION, PLANES, UpscaleSource
 
@@ -170,6 +170,8 @@ class UpscaleTask(Task):
         dims = config.data.dims
         self.generator = UpscaleGenerator(dims, width=config.network.width)
         self.adversarial = config.loss.adversarial
+        self.objective = OBJECTIVES[config.training.objective]
+        self.penalty = penalty_of(self.objective, config.training.penalty)
         self.gamma = config.training.gamma
         if self.adversarial > 0:
             # It sees the drawing beside the linear reconstruction, so that it judges detail and not anatomy.
@@ -213,17 +215,16 @@ class UpscaleTask(Task):
         return patch[:, :, int(rows[0]) : int(rows[-1]) + 1]
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
-        """Charbonnier distance to the truth; with a discriminator also the relativistic game with R1 and R2."""
+        """Charbonnier distance to the truth; with a discriminator also the game of `training.objective`."""
         truth, base = self.judged(batch["truth"], batch), self.judged(batch["base"], batch)
         if player == "discriminator":
             with torch.no_grad():
                 made = self.draw(batch)
             real_logits, made_logits = self._judge(truth, base), self._judge(made, base)
-            game = losses.relativistic_discriminator(real_logits, made_logits)
-            r1 = losses.zero_centred_penalty(lambda x: self._judge(x, base), truth)
-            r2 = losses.zero_centred_penalty(lambda x: self._judge(x, base), made)
-            gamma = self.gamma * truth[0].numel() / 4096
-            return game + 0.5 * gamma * (r1 + r2), {"game": game, "r1": r1, "r2": r2}
+            game = self.objective.discriminator(real_logits, made_logits)
+            paid, parts = penalty(self.penalty, lambda x: self._judge(x, base), truth, made,
+                                  gamma=self.gamma * truth[0].numel() / 4096, scale=self.penalty_scale)
+            return game + paid, {"game": game, **parts, "margin": (real_logits - made_logits).detach().mean()}
         made = self.draw(batch)
         fidelity = ((made - truth).square() + CHARBONNIER**2).sqrt().mean() - CHARBONNIER
         with torch.no_grad():
@@ -234,7 +235,7 @@ class UpscaleTask(Task):
             return fidelity, parts
         with torch.no_grad():
             real_logits = self._judge(truth, base)
-        parts["adversarial"] = losses.relativistic_generator(real_logits, self._judge(made, base))
+        parts["adversarial"] = self.objective.generator(real_logits, self._judge(made, base))
         return FIDELITY * fidelity + self.adversarial * parts["adversarial"], parts
 
     def _judge(self, image: Tensor, base: Tensor) -> Tensor:
