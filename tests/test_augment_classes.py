@@ -386,6 +386,8 @@ def test_slices_that_follow_label_maps_are_written_with_theirs(mr_set: Path, tmp
     assert marked and all(case.mask is not None and _agreement(case.image.array, case.mask.array) > 0.95
                           for case in marked)
     assert {case.record["patient"] for case in made} == {case.patient for case in open_dataset(mr_set).cases}
+    (known,) = medgan.load(run).interface["classes"]
+    assert [case.record["label"] for case in medgan.synthesize(run, 1, label=known)] == [known]
 
 
 def test_a_run_that_follows_other_labels_is_refused(mr_set: Path, tmp_path: Path, follower: None) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medgan.errors import Refused
-from medgan.learning.checkpoints import load_weights, newest_run, open_run, trim_log
+from medgan.learning.checkpoints import create_run, load_weights, newest_run, open_run, trim_log
 
 
 def _code(call: object, *args: object) -> str:
@@ -86,3 +86,15 @@ def test_log_lines_after_the_saved_state_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"images": 8}\n{"images": 16}\n{"images": 24}\n{"imag')
     trim_log(tmp_path, 16)
     assert (tmp_path / "log.jsonl").read_text() == '{"images": 8}\n{"images": 16}\n'
+
+
+def test_phantoms_are_found_in_a_run_folder_that_was_moved(tmp_path: Path, lesion_run: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "phantoms").mkdir(parents=True)
+    about = {"name": "phantoms", "path": str(old / "phantoms"), "fingerprint": "0"}
+    create_run(old, open_run(lesion_run).config, {}, about)
+    assert open_run(old).dataset == about
+    old.rename(new)
+    assert open_run(new).dataset == about | {"path": str(new / "phantoms")}
+    shutil.rmtree(new / "phantoms")
+    assert open_run(new).dataset == about

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from medgan.errors import Refused
-from medgan.metrics.features import FEATURES, RandomConvolutions, encoder, standardised
+from medgan.metrics.features import FARTHEST, FEATURES, RandomConvolutions, encoder, standardised
+from medgan.metrics.fidelity import frechet
 
 onnx: Any = pytest.importorskip("onnx")
 #: The format's version that the oldest supported onnxruntime reads, and operators that it has.
@@ -218,7 +219,8 @@ def test_without_onnxruntime_it_says_what_to_install(tmp_path: Path, monkeypatch
 def test_standardised_is_pca_of_z_scores() -> None:
     rng = np.random.default_rng(0)
     real = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) * [1, 10, 1e3, 1e-3, 1, 1] + 5
-    real, made = np.hstack([real, np.full((200, 1), 3.0)]), rng.normal(size=(50, 7))
+    real = np.hstack([real, np.full((200, 1), 3.0)])
+    made = real[:50] + rng.normal(size=(50, 7)) * real.std(axis=0) / 10
     one, other = standardised(real, made)
     assert one.shape == (200, 6) and other.shape == (50, 6), "a constant feature is dropped"
     np.testing.assert_allclose(one.mean(axis=0), 0, atol=1e-9)
@@ -226,6 +228,7 @@ def test_standardised_is_pca_of_z_scores() -> None:
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
     assert (np.diff(np.diag(covariance)) < 0).all()
     scaled = (real[:, :6] - real[:, :6].mean(axis=0)) / real[:, :6].std(axis=0)
+    assert np.abs(scaled).max() < FARTHEST, "nothing is cut"
     np.testing.assert_allclose(np.linalg.norm(one[3] - one[4]), np.linalg.norm(scaled[3] - scaled[4]))
     moved = (made[:, :6] - real[:, :6].mean(axis=0)) / real[:, :6].std(axis=0)
     np.testing.assert_allclose(np.linalg.norm(other, axis=1), np.linalg.norm(moved, axis=1))
@@ -235,10 +238,20 @@ def test_standardised_by_the_reference_alone() -> None:
     rng = np.random.default_rng(0)
     real, made = rng.normal(size=(100, 40)), rng.normal(size=(80, 40))
     alone, = standardised(real)
-    one, near, far = standardised(real, made, made * 100)
+    one, near, far = standardised(real, made, made * 2)
     assert (alone == one).all() and one.shape == (100, 20)
-    assert far.std() > 50 * near.std(), "the spread of what is compared is kept"
+    assert far.std() > 1.8 * near.std(), "the spread of what is compared is kept"
     assert standardised(rng.normal(size=(500, 40)))[0].shape == (500, 32)
+
+
+def test_one_image_far_off_does_not_make_the_distance_of_like_sets() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(300, 40))
+    features[250, 7] = 1e4
+    one, same, other = standardised(features[:100], features[100:200], features[200:])
+    assert np.abs(other).max() <= FARTHEST * 40**0.5
+    assert frechet(one, other) < 1.5 * frechet(one, same)
+    assert frechet(one, standardised(features[:100], features[200:] + 3)[1]) > 20 * frechet(one, same)
 
 
 def test_standardised_of_odd_references() -> None:

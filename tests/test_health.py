@@ -139,6 +139,17 @@ def test_a_healthy_run_is_left_alone_and_its_figures_are_logged() -> None:
     assert float(state.task.penalty_scale) == 1 and float(state.task.ada_floor) == 0
 
 
+def test_going_back_after_a_divergence_keeps_the_remedies_against_a_collapse() -> None:
+    config = _config(steps=120)
+    state = _fresh(config)
+    for step in loop.train(state, Points(70), config):
+        if step.images == 32 * 60 and not state.health.findings:
+            state.task.penalty_scale.fill_(4)
+            state.task.ada_floor.fill_(0.4)
+    assert [finding.kind for finding in state.health.findings] == ["divergence"]
+    assert float(state.task.penalty_scale) == 4 and float(state.task.ada_floor) == pytest.approx(0.4)
+
+
 def test_a_batch_that_is_not_finite_is_passed_over() -> None:
     config = _config(steps=200)
     state = _fresh(config)
@@ -307,6 +318,16 @@ def test_variety_of_known_answer() -> None:
     assert copies is not None and copies.nearest_real < 0.05 and not copies.below()
 
 
+def test_real_images_met_again_and_again_count_once() -> None:
+    """A few real lesions stand for many requests: none of them is its own neighbour at no distance."""
+    rng = np.random.default_rng(0)
+    real, again = rng.normal(size=(2, 12, 1, 16, 16))
+    found = variety(_probe(again, np.concatenate([real, real[:6]])))
+    assert found == variety(_probe(again, real)) and found is not None and 0.9 < found.apart < 1.1
+    one = variety(_probe(np.repeat(again[:1], 24, axis=0) + 1e-3 * again[0], np.tile(real, (2, 1, 1, 1))))
+    assert one is not None and one.apart < 0.01 and one.below()
+
+
 def test_the_least_varied_class_is_judged_and_tiny_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     real, made = rng.normal(size=(2, 40, 1, 8, 8)).astype(np.float32)
@@ -348,33 +369,3 @@ def test_a_collapsing_image_run_says_so_in_log_card_and_progress(xray_classes: P
     assert "collapse at" in (run.path / "MODEL_CARD.md").read_text()
     assert any(progress.stage == "collapse" for progress in told)
     assert all("health/diversity" in line for line in lines)
-
-
-def test_held_out_images_are_what_reports_compare_with(tmp_path: Path, tiny: dict[str, object]) -> None:
-    from medgan.datasets.layouts import open_dataset
-    from medgan.learning.tasks.image import ImageTask
-    from medgan.verbs.watching import Watch
-
-    rng = np.random.default_rng(0)
-    splits = ("train", "val", "test")
-    images = {f"{split}_images": rng.integers(0, 255, (40, 16, 16), dtype=np.uint8) for split in splits}
-    np.savez(tmp_path / "set.npz", **images, **{f"{split}_labels": np.arange(40)[:, None] % 2 for split in splits})
-    dataset = open_dataset(tmp_path / "set.npz")
-    config = Config.resolve("xray", "image", settings=tiny)
-    source = ImageTask.source(dataset, config)
-    watch = Watch(dataset, source, config)
-    assert watch.against == "validation images" and watch.held_out is not None
-    held = watch.held_out[0]
-    assert len(held) == 40 and not any(np.array_equal(one, other) for one in held for other in source.images)
-    task = ImageTask(config, source.interface)
-
-    def probe_of(made: NDArray[np.float32], classes: NDArray[np.int64]) -> dict[str, Any]:
-        task.probe = lambda *_: Probe(made, source.images, classes, source.labels)  # type: ignore[method-assign]
-        return watch(task, task.generator)
-
-    same, flat = probe_of(source.images, source.labels), probe_of(0 * source.images, source.labels)
-    assert same["fidelity/n"] == flat["fidelity/n"] == 20
-    assert same["fidelity/mmd2"] < flat["fidelity/mmd2"] and flat["fidelity/mmd2"] > 0.1 > same["fidelity/mmd2_floor"]
-    assert flat["fidelity/coverage"] < 0.2 < same["fidelity/coverage"] <= 1
-    only = Watch(dataset.only(dataset.split("train")), source, config)
-    assert only.against == "training images" and only.held_out is None

@@ -103,6 +103,14 @@ def test_few_images_of_a_class_and_one_class_only_are_named(tmp_path: Path) -> N
     assert not _source(_folders(tmp_path / "fine", {"a": 10, "b": 10})).warnings
 
 
+def test_images_and_volumes_together_are_refused(tmp_path: Path) -> None:
+    root = _folders(tmp_path / "set", {"a": 3, "b": 3})
+    np.save(root / "b" / "im2.npy", make.image(1, "uint8", (16, 20, 12)))
+    refused = _refused(root)
+    assert refused.code == "DIM_UNSUPPORTED" and "im2.npy" in str(refused)
+    assert "3D and other images are 2D" in refused.why
+
+
 def test_a_class_without_training_images_is_not_made_up(tmp_path: Path) -> None:
     root = tmp_path / "set"
     _folders(root / "train", {"a": 10, "b": 10})

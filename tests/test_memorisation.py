@@ -175,3 +175,27 @@ def test_copies_of_brain_slices_are_flagged(shared_data: Path, kind: tuple[float
     train, fresh = images[owners < 6], images[owners >= 6]
     reached, found = told_apart(copied(train[::6], kind, 0), train, fresh, owners[owners < 6].tolist())
     assert reached >= 0.99 and found.share >= 0.9 and (found.nearest == np.arange(0, len(train), 6)).all()
+
+
+def test_fresh_images_count_as_often_as_their_class_is_among_the_made() -> None:
+    rng = np.random.default_rng(0)
+
+    def images(count: int, alike: float) -> NDArray[np.float32]:
+        own = rng.standard_normal((count, 1, 16, 16))
+        return (alike * anatomy + own).astype(np.float32)
+
+    anatomy = rng.standard_normal((1, 1, 16, 16))
+    train = np.concatenate([images(120, 3.0), images(120, 0.2)])
+    healthy, ill = images(240, 3.0), images(2_000, 0.2)
+    fresh = np.concatenate([healthy[:40], ill])
+    classes = np.array(["healthy"] * 40 + ["ill"] * 2_000)
+    made = healthy[40:]
+    blind = memorisation(made, train, fresh)
+    told = memorisation(made, train, fresh, classes=(np.array(["healthy"] * len(made)), classes))
+    assert blind.share > 0.2, "pooled, what is healthy looks copied here"
+    assert told.share < 0.1 and told.n_fresh == 40
+    assert any("of the classes that were made" in text for text in told.warnings)
+    same = memorisation(made, train, fresh, classes=(classes, classes))
+    assert (same.threshold, same.share) == (blind.threshold, blind.share)
+    unknown = memorisation(made, train, fresh, classes=(np.array(["other"] * len(made)), classes))
+    assert unknown.threshold == blind.threshold and any("class other" in text for text in unknown.warnings)

@@ -222,7 +222,7 @@ def test_a_penaltys_own_gradient_agrees_with_finite_differences() -> None:
         assert gradient[index].item() == pytest.approx(slope.item(), rel=1e-5)
 
 
-def _played(task: Task, batch: Batch, name: str) -> None:
+def _played(task: Task, batch: Batch, name: str, paid: Penalty) -> None:
     """Both players move by this objective, and the discriminator's weights feel game and penalty."""
     task.train()
     for player, network in task.players.items():
@@ -233,16 +233,18 @@ def _played(task: Task, batch: Batch, name: str) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         if player == "discriminator":
             penalties = {"r1", "r2", "slope"} & set(parts)
-            assert penalties == {"relativistic": {"r1", "r2"}, "wasserstein": {"slope"}}.get(name, set())
+            own = {"relativistic": {"r1", "r2"}, "wasserstein": {"slope"}}.get(name, set())
+            assert penalties == ({"r1"} if paid == "r1" else own)
             assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
 
 
+@pytest.mark.parametrize("paid", ["own", "r1"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_lesion_task_plays_every_game(name: str, lesion_source: object) -> None:
-    config = lesion_source.config.over(settings={"training.objective": name})  # type: ignore[attr-defined]
+def test_the_lesion_task_plays_every_game(name: str, paid: Penalty, lesion_source: object) -> None:
+    config = lesion_source.config.over(settings={"training.objective": name, "training.penalty": paid})  # type: ignore[attr-defined]
     torch.manual_seed(0)
     task = LesionTask(config, lesion_source.interface)  # type: ignore[attr-defined]
-    _played(task, lesion_source.batch(0), name)  # type: ignore[attr-defined]
+    _played(task, lesion_source.batch(0), name, paid)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -251,19 +253,22 @@ def lesion_source(mr_set: Path, tiny: dict[str, object]) -> object:
     return LesionTask.source(open_dataset(mr_set), config)
 
 
+@pytest.mark.parametrize("paid", ["own", "r1"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_image_task_plays_every_game(name: str, xray_classes: Path, tiny: dict[str, object]) -> None:
-    config = Config.resolve("xray", "image", settings=tiny | {"training.objective": name})
+def test_the_image_task_plays_every_game(name: str, paid: Penalty, xray_classes: Path,
+                                         tiny: dict[str, object]) -> None:
+    config = Config.resolve("xray", "image", settings=tiny | {"training.objective": name, "training.penalty": paid})
     source = ImageTask.source(open_dataset(xray_classes), config)
     torch.manual_seed(0)
-    _played(ImageTask(config, source.interface), source.batch(0), name)
+    _played(ImageTask(config, source.interface), source.batch(0), name, paid)
 
 
+@pytest.mark.parametrize("paid", ["own", "r1"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_sharp_end_of_upscaling_plays_every_game(name: str) -> None:
+def test_the_sharp_end_of_upscaling_plays_every_game(name: str, paid: Penalty) -> None:
     config = Config.resolve("mr", "upscale", settings={
         "network.width": 8, "training.batch": 4, "data.crop": 24, "training.precision": "fp32", "device": "cpu",
-        "loss.adversarial": 1, "training.objective": name})
+        "loss.adversarial": 1, "training.objective": name, "training.penalty": paid})
     source = UpscaleSource.from_volumes([phantom("mr", 3, shape=(48, 48, 40), spacing_mm=(1.6, 1.6, 1.6))[0]], config)
     torch.manual_seed(0)
-    _played(UpscaleTask(config, source.interface), source.batch(0), name)
+    _played(UpscaleTask(config, source.interface), source.batch(0), name, paid)

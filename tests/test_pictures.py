@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import medgan
 from medgan.cli import app
 from medgan.errors import Refused
+from medgan.learning import understanding
 from medgan.verbs.pictures import FIGURES, pictures
 
 
@@ -71,3 +73,27 @@ def test_the_command_draws_and_says_where(image_run: Path, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["kind"] == "run" and set(told["pictures"]["files"]) <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_unseen_images_are_shown_under_their_own_class_and_in_the_runs_size(
+        tmp_path: Path, tiny: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, ...]] = []
+
+    def project(draw: object, images: torch.Tensor, *_: object, **__: object) -> understanding.Projection:
+        shown.append(tuple(images.shape))
+        return understanding.Projection(images.numpy(), np.ones(len(images)), np.zeros((len(images), 1), np.float32))
+
+    monkeypatch.setattr(understanding, "project", project)
+    rng = np.random.default_rng(0)
+    for split, names, shape in (("train", "abc", (20, 16)), ("test", "b", (26, 16))):
+        for name in names:
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(3):
+                np.save(tmp_path / "set" / split / name / f"{split}{number}.npy",
+                        rng.integers(0, 255, shape, dtype=np.uint8))
+    run = medgan.train(tmp_path / "set", modality="xray", out=tmp_path / "run",
+                       settings=tiny | {"data.crop": 16, "training.images": 8, "network.width": 4})
+    found = pictures(run, tmp_path / "out").figures["projection"]
+    assert {name: sorted(kinds) for name, kinds in found.items()} == {
+        "a": ["seen in training"], "b": ["seen in training", "unseen"], "c": ["seen in training"]}
+    assert len(set(shown)) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -130,3 +132,15 @@ def test_resume_refuses_what_the_run_was_not_begun_with(mr_set: Path, xray_class
     told: list[Progress] = []
     medgan.train(mr_set, out=tmp_path / "run", resume=True, minutes=1, device="cpu", progress=told.append)
     assert "finished" in told[-1].text
+
+
+def test_a_run_killed_before_its_first_state_begins_anew_and_so_does_its_log(image_run: Path, tmp_path: Path) -> None:
+    whole = (image_run / "log.jsonl").read_text().splitlines()
+    shutil.copytree(image_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "state")
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    (tmp_path / "run" / "log.jsonl").write_text("\n".join([*whole[:1], ""]))
+    medgan.train(out=tmp_path / "run", resume=True)
+    again = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in again] == [json.loads(line)["images"] for line in whole]
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (image_run / "weights.safetensors").read_bytes()

@@ -27,6 +27,8 @@ from medgan.learning.loop import State
 from medgan.storage import atomic_path, write_json, write_text
 
 CONFIG, WEIGHTS, STATE, LOG, SAMPLES = "config.json", "weights.safetensors", "state", "log.jsonl", "samples"
+#: Where the phantoms of a run without a data set lie in its folder.
+PHANTOM_FOLDER = "phantoms"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,13 @@ def open_run(path: str | Path) -> Run:
                       "Give the folder that medgan train wrote")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        settings, interface, dataset = data["settings"], data["interface"], data["dataset"]
+        settings, interface, dataset = data["settings"], data["interface"], dict(data["dataset"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused("CKPT_CORRUPT", file, f"it is not a run's description ({type(error).__name__})",
                       "Restore it, or train again") from None
+    recorded, inside = Path(str(dataset.get("path", ""))), path / PHANTOM_FOLDER
+    if recorded.name == PHANTOM_FOLDER and not recorded.exists() and inside.is_dir():
+        dataset = dataset | {"path": str(inside.resolve())}  # the run folder was moved
     return Run(path, Config.checked(settings, where=str(file)), interface, dataset)
 
 

@@ -107,7 +107,7 @@ def variety(probe: Probe) -> Variety | None:
     made, real = _flat(probe.made), _flat(probe.real)
     found = []
     for index in np.unique(probe.made_classes):
-        ours, theirs = made[probe.made_classes == index], real[probe.real_classes == index]
+        ours, theirs = made[probe.made_classes == index], _once(real[probe.real_classes == index])
         count = min(len(ours), len(theirs))
         if count < FEWEST:
             continue
@@ -272,6 +272,11 @@ def _flat(images: NDArray[np.float32]) -> NDArray[np.float64]:
         starts = tuple(slice(n // 2, None, n) for n in size)
         images = ndimage.uniform_filter(images, size=size)[starts]
     return images.reshape(len(images), -1).astype(np.float64)
+
+
+def _once(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each of (N, values) once: few real lesions are met again and again, and would seem to lie at no distance."""
+    return images[np.sort(np.unique(images, axis=0, return_index=True)[1])]
 
 
 def _mean(distances: NDArray[np.float64]) -> float:

@@ -266,9 +266,13 @@ def _snapshot(state: State) -> dict[str, Any]:
 
 
 def _restore(state: State, safe: dict[str, Any], step: int) -> None:
-    """Takes the run back; its steps' numbers go on with `step`: the same batches and noise are not met again."""
+    """Takes the run back; its steps' numbers go on with `step`: the same batches and noise are not met again.
+
+    Remedies against collapse stay: they count as tried.
+    """
     kept = copy.deepcopy(safe)
-    state.task.load_state_dict(kept["task"])
+    remedies = {name: getattr(state.task, name).clone() for name in ("penalty_scale", "ada_floor")}
+    state.task.load_state_dict(kept["task"] | remedies)
     state.average.load_state_dict(kept["average"])
     for name, optimiser in state.optimisers.items():
         optimiser.load_state_dict(kept["optimisers"][name])

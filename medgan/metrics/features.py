@@ -28,6 +28,9 @@ Array = NDArray[np.float64]
 COMPONENTS, IMAGES_A_COMPONENT = 32, 5
 #: A feature that varies by less than this part of its size is constant but for rounding.
 CONSTANT = 1e-9
+#: Standard deviations of the reference beyond which a feature counts as no farther: those of radiomics have long tails,
+#: and one image out of hundreds would else make distances of covariances and cubes of like sets.
+FARTHEST = 5.0
 #: Maps of each level of the random network, and the slope of its negative side.
 WIDTHS, SLOPE = (16, 32, 64, 128), 0.2
 #: Voxels that a network is given at once: a few dozen small images.
@@ -95,7 +98,8 @@ class RandomConvolutions:
 class OnnxEncoder:
     """The user's own encoder: an ONNX file with one image input (N, C, X, Y[, Z]).
 
-    With the Inception network of Heusel et al. (2017) the Fréchet distance is the FID. Images are resized where the
+    With the Inception network of Heusel et al. (2017) the Fréchet distance is an FID, but of `standardised` features:
+    it stands beside its floor, not beside the figures of others. Images are resized where the
     model's size is fixed; a single channel is repeated where it wants more, and several are taken one by one where it
     wants one. Values are given as they are, in [-1, 1]: a model that wants others needs a first layer that makes them.
     Of several outputs the first is taken; maps (N, F, x, y[, z]) are averaged over space, tokens (N, T, F) over tokens.
@@ -184,7 +188,7 @@ def encoder(name: str) -> Encoder:
 
 
 def standardised(real: Array, *others: Array) -> tuple[Array, ...]:
-    """Features in the space in which distances are taken: z-scored, then on the axes of largest variance.
+    """Features in the space in which distances are taken: z-scored, cut at `FARTHEST`, on the axes of largest variance.
 
     The reference alone fixes scales and axes, so that what made images do cannot hide itself. Features that are
     constant in the reference are dropped: any deviation from them would be infinite.
@@ -208,11 +212,13 @@ def standardised(real: Array, *others: Array) -> tuple[Array, ...]:
     kept = spread > CONSTANT * np.maximum(np.abs(reference).max(axis=0), np.finfo(np.float64).tiny)
     if not kept.any():
         return tuple(np.zeros((len(array), 1)) for array in arrays)
-    scaled = [(array[:, kept] - middle[kept]) / spread[kept] for array in arrays]
-    _, sizes, axes = np.linalg.svd(scaled[0], full_matrices=False)
+    scaled = [np.clip((array[:, kept] - middle[kept]) / spread[kept], -FARTHEST, FARTHEST) for array in arrays]
+    # Cutting moves the middle, which would else be an axis.
+    centre = scaled[0].mean(axis=0)
+    _, sizes, axes = np.linalg.svd(scaled[0] - centre, full_matrices=False)
     real_axes = int((sizes > CONSTANT * sizes[0]).sum())
     axes = axes[: max(1, min(COMPONENTS, len(reference) // IMAGES_A_COMPONENT, real_axes))]
-    return tuple(array @ axes.T for array in scaled)
+    return tuple((array - centre) @ axes.T for array in scaled)
 
 
 def _session(path: Path, content: bytes) -> Any:

@@ -10,7 +10,7 @@ about 1 in 100 fresh images would be. Nearest neighbours in pooled features miss
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -98,7 +98,7 @@ class Memorisation:
 
 
 def memorisation(made: Images, train: Images, fresh: Images | None = None, *, patients: ArrayLike | None = None,
-                 seed: int = 0) -> Memorisation:
+                 classes: tuple[ArrayLike, ArrayLike] | None = None, seed: int = 0) -> Memorisation:
     """Looks for copies of training images among made ones.
 
     Args:
@@ -108,6 +108,8 @@ def memorisation(made: Images, train: Images, fresh: Images | None = None, *, pa
             patients; the threshold is then right for as many images and says nothing of another scanner.
         patients: (M,) whose the training images are. A nearest image then has to stand out from those of other
             patients: neighbouring slices look alike. None: each is of another patient.
+        classes: (N,) of the made and (n_fresh,) of the fresh images. Healthy anatomy is more alike than disease, so a
+            fresh image then counts as often as its class is among the made ones. None: all count alike.
         seed: Of which images are held back, and of the halves that `control` comes from.
 
     Raises:
@@ -126,15 +128,19 @@ def memorisation(made: Images, train: Images, fresh: Images | None = None, *, pa
         known = _marks([level[held] for level in references], references, owners, owners[held])
     else:
         known = _marks(_banded(fresh), references, owners)
+        if classes is not None:
+            known = replace(known, weight=_weights(np.asarray(classes[0]), np.asarray(classes[1]), warnings))
     found = _marks(_banded(made), references, owners)
-    known = _without_leaks(known, fresh is None, warnings)
+    known = _without_leaks(known.take(known.weight > 0), fresh is None, warnings)
     limits = _limits(known)
     flagged = _beyond(found, limits)
     count = int(flagged.sum())
     interval = stats.binomtest(count, len(made)).proportion_ci(CONFIDENCE, method="exact")
-    if len(known.correlation) < FEWEST_FRESH:
-        warnings.append(f"Only {len(known.correlation)} fresh real images: how alike different patients can be is "
-                        f"hardly known; give {FEWEST_FRESH} or more.")
+    alike = round(float(known.weight.sum() ** 2 / np.square(known.weight).sum()))
+    if alike < FEWEST_FRESH:
+        kind = "fresh real images of the classes that were made" if classes is not None else "fresh real images"
+        warnings.append(f"Only {alike} {kind}: how alike different patients can be is hardly known; give "
+                        f"{FEWEST_FRESH} or more.")
     if empty := int((found.correlation <= 0).sum()):
         warnings.append(f"{empty} made images are empty or constant and resemble nothing.")
     return Memorisation(count / len(made), float(interval.low), float(interval.high), *limits, _control(known, rng),
@@ -144,18 +150,39 @@ def memorisation(made: Images, train: Images, fresh: Images | None = None, *, pa
 
 @dataclass(frozen=True, eq=False)
 class _Marks:
-    """(N,) what tells a copy, and of which training image."""
+    """(N,) what tells a copy, of which training image, and how often each image counts."""
 
     nearest: NDArray[np.intp]
     correlation: Values
     margin: Values
+    weight: Values
 
     def take(self, index: NDArray[Any]) -> _Marks:
-        return _Marks(self.nearest[index], self.correlation[index], self.margin[index])
+        return _Marks(self.nearest[index], self.correlation[index], self.margin[index], self.weight[index])
+
+
+def _weights(made: NDArray[Any], fresh: NDArray[Any], warnings: list[str]) -> Values:
+    """(n_fresh,) how often each fresh image counts, so that they have the made images' share of each class."""
+    names, counts = np.unique(made, return_counts=True)
+    weight = np.zeros(len(fresh))
+    for name, count in zip(names, counts, strict=True):
+        if (fresh == name).any():
+            weight[fresh == name] = count / (fresh == name).sum()
+    if absent := [str(name) for name in names if not (fresh == name).any()]:
+        warnings.append(f"No fresh real image of the class {', '.join(absent)}: others stand in for what is no copy.")
+    return weight if np.count_nonzero(weight) > 1 else np.ones(len(fresh))
 
 
 def _limits(known: _Marks) -> tuple[float, float]:
-    return float(np.percentile(known.correlation, PERCENTILE)), float(np.percentile(known.margin, PERCENTILE))
+    return _percentile(known.correlation, known.weight), _percentile(known.margin, known.weight)
+
+
+def _percentile(values: Values, weight: Values) -> float:
+    """The `PERCENTILE`th percentile, linear between values; numpy's own where all weights are equal."""
+    order = np.argsort(values, kind="stable")
+    before = np.cumsum(weight[order]) - weight[order]
+    return float(np.interp(PERCENTILE / 100, before / before[-1], values[order])) if before[-1] > 0 else float(
+        values[order[-1]])
 
 
 def _beyond(found: _Marks, limits: tuple[float, float]) -> NDArray[np.bool_]:
@@ -208,8 +235,8 @@ def _held_back(owners: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np
 def _control(known: _Marks, rng: np.random.Generator) -> float:
     """Share of fresh images beyond the limits that come from the other half of them."""
     halves = [known.take(half) for half in np.array_split(rng.permutation(len(known.nearest)), 2)]
-    above = sum(int(_beyond(one, _limits(other)).sum()) for one, other in (halves, halves[::-1]))
-    return above / len(known.nearest)
+    above = sum(float(one.weight[_beyond(one, _limits(other))].sum()) for one, other in (halves, halves[::-1]))
+    return above / float(known.weight.sum())
 
 
 def _banded(images: Images) -> list[Images]:
@@ -252,7 +279,7 @@ def _marks(some: list[Images], train: list[Images], owners: NDArray[np.intp], ow
             found, candidates = _refined(part, train, found, where)
         parts.append(_told(found, candidates, owners))
     return _Marks(*(np.concatenate([getattr(part, name) for part in parts])
-                    for name in ("nearest", "correlation", "margin")))
+                    for name in ("nearest", "correlation", "margin", "weight")))
 
 
 def _told(found: Images, candidates: NDArray[np.intp], owners: NDArray[np.intp]) -> _Marks:
@@ -267,7 +294,8 @@ def _told(found: Images, candidates: NDArray[np.intp], owners: NDArray[np.intp])
     count = known.sum(axis=1)
     mean = np.where(known, following, 0).sum(axis=1) / np.maximum(count, 1)
     # With nothing else to compare with, nothing stands out.
-    return _Marks(nearest.astype(np.intp), best, np.where(count > 0, best / np.maximum(mean, LEAST_NEXT), 1.0))
+    return _Marks(nearest.astype(np.intp), best, np.where(count > 0, best / np.maximum(mean, LEAST_NEXT), 1.0),
+                  np.ones(len(best)))
 
 
 def _moves(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -111,8 +111,8 @@ def _conventions() -> Markup:
         "standard deviations of what real images give against other patients' real images at the same n, and bad "
         "beyond ten times that; coverage is good from 90 % of what real images reach; up to 1 % of flagged images, or "
         "as many as of fresh real ones, are chance; synthetic images help where the interval of the difference to the "
-        "best control lies above 0. No score of likeness says whether images are of use: that is what the first box "
-        "is for.", note=True)
+        "best control lies above 0, and hurt where it and the one to the same training without them lie below. No "
+        "score of likeness says whether images are of use: that is what the first box is for.", note=True)
 
 
 def _edge(image: NDArray[np.float32], edge: int) -> int:

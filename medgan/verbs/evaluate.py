@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medgan import __version__
 from medgan.config import Config
@@ -16,7 +16,11 @@ from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import open_dataset
 from medgan.errors import Interrupted, Refused
 from medgan.storage import locked, write_json, write_text
+from medgan.verbs.plans import refuse_inside
 from medgan.verbs.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from medgan.verbs.looking import Material
 
 #: What is written.
 FIGURES, REPORT = "evaluation.json", "report.html"
@@ -89,37 +93,61 @@ def evaluate(real: str | Path, synthetic: str | Path, *, heldout: str | Path | N
     opened, made = open_dataset(real), open_dataset(synthetic)
     other = open_dataset(heldout) if heldout is not None else None
     target = _target(made, out)
+    for dataset in (opened, made, *([other] if other is not None else [])):
+        refuse_inside(target, dataset.root)
     resolved = Config.resolve(_modality(modality, opened, made), "image", file=config, settings=settings, seed=seed,
                               device=device)
     _check_encoder(resolved)
     found = roles(opened, made, other, resolved.seed)
+    about = {"medgan": __version__, "real": _about(opened), "synthetic": _about(made),
+             "heldout": {"from": found.heldout_from, **(_about(other) if other is not None else {})}}
     try:
         material = gather(found, resolved,
                           lambda done, total: progress(Progress("reading", done, total, "cases")))
         figures, page = _judged(material, resolved, progress)
+        whole = _writable({**about, **_compared(found.kind, material, resolved), **figures})
+        _write(target, whole, page(whole))
     except KeyboardInterrupt:
-        raise Interrupted("stopped before there was anything to write") from None
-    about = {
-        "medgan": __version__, "real": _about(opened), "synthetic": _about(made),
-        "heldout": {"from": found.heldout_from, **(_about(other) if other is not None else {})},
-        "images": {"compared": found.kind, "size": list(material.made.images.shape[2:]),
-                   "channels": int(material.made.images.shape[1]), "classes": list(material.classes),
-                   "real": material.train.counts(), "synthetic": material.made.counts(),
-                   "heldout": material.heldout.counts()},
-        "settings": {"modality": resolved.modality, "seed": resolved.seed,
-                     "evaluate": resolved.evaluate.model_dump(mode="json"),
-                     "intensity": resolved.intensity.model_dump(mode="json")},
-        "versions": _versions(),
-    }
-    whole = json.loads(json.dumps({**about, **figures}))
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        write_json(target / FIGURES, whole)
-        write_text(target / REPORT, page(whole))
+        raise Interrupted("stopped; nothing was written") from None
     return Evaluation(target, whole)
 
 
-def _judged(material: Any, config: Config, progress: Report) -> tuple[dict[str, Any], Any]:
+def _compared(kind: str, material: Material, config: Config) -> dict[str, Any]:
+    """What was compared, with which settings."""
+    return {
+        "images": {"compared": kind, "size": list(material.made.images.shape[2:]),
+                   "channels": int(material.made.images.shape[1]), "classes": list(material.classes),
+                   "real": material.train.counts(), "synthetic": material.made.counts(),
+                   "heldout": material.heldout.counts()},
+        "settings": {"modality": config.modality, "seed": config.seed,
+                     "evaluate": config.evaluate.model_dump(mode="json"),
+                     "intensity": config.intensity.model_dump(mode="json")},
+        "versions": _versions(),
+    }
+
+
+def _writable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is read back from the file; bytes of a path that are no text become question marks."""
+    return dict(json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")))
+
+
+def _write(target: Path, figures: Mapping[str, Any], report: str) -> None:
+    """Both files or none."""
+    known = target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(target):
+        try:
+            write_json(target / FIGURES, figures)
+            write_text(target / REPORT, report)
+        except BaseException:
+            for name in (FIGURES, REPORT):
+                (target / name).unlink(missing_ok=True)
+            if not known:
+                target.rmdir()
+            raise
+
+
+def _judged(material: Material, config: Config, progress: Report) -> tuple[dict[str, Any], Any]:
     """The figures, and a function that writes the page from them."""
     from medgan.learning.loop import pick_device
     from medgan.reports.evaluation import Shown, evaluation_page

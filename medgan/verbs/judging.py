@@ -59,11 +59,7 @@ def roles(real: Dataset, synthetic: Dataset, heldout: Dataset | None, seed: int)
     others = tuple(case for case in heldout.cases if not case.synthetic) if heldout is not None else ()
     kind = _kind(real, originals, made, synthetic, warnings)
 
-    def usable(cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(case for case in cases if (kind == "images" or (case.mask if kind == "lesions" else case.label)
-                                                is not None))
-
-    originals, made, others = usable(originals), usable(made), usable(others)
+    originals, made, others = (_usable(cases, kind, warnings) for cases in (originals, made, others))
     _check_labels(kind, real, synthetic, made)
     if heldout is not None:
         _check_labels(kind, real, heldout, others)
@@ -78,8 +74,20 @@ def roles(real: Dataset, synthetic: Dataset, heldout: Dataset | None, seed: int)
                       "with masks; docs/evaluate.md says what is compared")
     if heldout is not None:
         _check_apart(train, made, test, real, heldout)
-    made = _of_others(made, test, warnings) if heldout is None else made
+    else:
+        made = _of_others(made, test, synthetic, warnings)
     return Roles(real, synthetic, heldout or real, train, test, made, kind, told, tuple(warnings))
+
+
+def _usable(cases: tuple[Case, ...], kind: str, warnings: list[str]) -> tuple[Case, ...]:
+    """Those with what is compared, and a warning where that is not all of them."""
+    if kind == "images":
+        return cases
+    lacking = [case.id for case in cases if (case.mask if kind == "lesions" else case.label) is None]
+    if lacking:
+        warnings.append(f"{len(lacking)} of {len(cases)} cases, {lacking[0]} the first of them, have no "
+                        f"{'mask' if kind == 'lesions' else 'class'} and were left out.")
+    return tuple(case for case in cases if (case.mask if kind == "lesions" else case.label) is not None)
 
 
 def _taken_whole(real: Dataset, synthetic: Dataset) -> tuple[Case, ...]:
@@ -87,7 +95,7 @@ def _taken_whole(real: Dataset, synthetic: Dataset) -> tuple[Case, ...]:
     from medgan.verbs.augment import PLAN
 
     folder = synthetic.root if synthetic.root.is_dir() else synthetic.root.parent
-    if (folder / PLAN).is_file() or synthetic.fingerprint() == real.fingerprint():
+    if (folder / PLAN).is_file() or synthetic.root.resolve() == real.root.resolve():
         raise Refused("DATASET_EMPTY", synthetic.root, "it holds no synthetic case",
                       "Give what medgan augment or medgan synthesize wrote, or synthetic images of another tool")
     return synthetic.cases
@@ -103,8 +111,9 @@ def _own_split(real: Dataset, cases: tuple[Case, ...], seed: int, warnings: list
     for split, told in (("test", "its own test split"), ("val", "its own validation split")):
         if held := _with_split(cases, split):
             return train, held, told
+    patients = len({patient_key(case) for case in train})
     try:
-        divided = split_by_patient(train, (1 - HELD_OUT, 0.0, HELD_OUT), seed=seed)
+        divided = split_by_patient(train, n_test=max(1, round(HELD_OUT * patients)), seed=seed)
     except Refused as refused:
         raise Refused("DATASET_EMPTY", real.root, f"no patient can be held out ({refused.why})",
                       "Give other patients with --heldout") from None
@@ -143,16 +152,26 @@ def _check_apart(train: Sequence[Case], made: Sequence[Case], test: Sequence[Cas
                  ) -> None:
     """Refuses held-out patients that are known to be among the others; rows of arrays have no names to go by."""
     tested = {patient_key(case) for case in test if case.row is None}
-    for cases, told in ((train, f"in {real.name} too"), (made, "a parent of synthetic cases")):
+    for cases, told in ((train, f"in {real.name} too"), (_with_parents(made), "a parent of synthetic cases")):
         if shared := sorted(tested & {patient_key(case) for case in cases}):
             raise Refused("SPLIT_LEAK", heldout.root, f"patient {shared[0]!r} is {told}",
-                          "Hold out other patients")
+                          "Hold out other patients, or rename files that are of others and only have the same name")
 
 
-def _of_others(made: tuple[Case, ...], test: Sequence[Case], warnings: list[str]) -> tuple[Case, ...]:
+def _with_parents(made: Sequence[Case]) -> tuple[Case, ...]:
+    """Those that tell whom they were made from; a file of another tool may have the name of any real one."""
+    return tuple(case for case in made if case.synthetic)
+
+
+def _of_others(made: tuple[Case, ...], test: Sequence[Case], synthetic: Dataset, warnings: list[str]
+               ) -> tuple[Case, ...]:
     """Synthetic cases without those that were made from a patient who is held out now."""
     tested = {patient_key(case) for case in test}
-    kept = tuple(case for case in made if patient_key(case) not in tested)
-    if kept and len(kept) < len(made):
+    leaked = {case.id for case in _with_parents(made) if patient_key(case) in tested}
+    kept = tuple(case for case in made if case.id not in leaked)
+    if not kept:
+        raise Refused("SPLIT_LEAK", synthetic.root, "all of its synthetic cases were made from patients who are held "
+                      "out", "Give other patients with --heldout")
+    if leaked:
         warnings.append(f"{len(made) - len(kept)} synthetic cases made from patients who are held out were left out.")
-    return kept or made
+    return kept

@@ -60,10 +60,6 @@ class Pictures:
         """Some of them, by number or by mask."""
         return Pictures(self.images[index], self.labels[index], self.patients[index], self.ids[index], self.raw[index])
 
-    def of(self, label: str) -> Pictures:
-        """Those of a class."""
-        return self.take(self.labels == label)
-
     def thinned(self, most: int, seed: int) -> Pictures:
         """At most `most` of each class, drawn by the seed."""
         rng = np.random.default_rng([seed, 0x7E1])
@@ -104,11 +100,6 @@ class Material:
     heldout_from: str
     warnings: tuple[str, ...]
 
-    @property
-    def dims(self) -> int:
-        """2 or 3."""
-        return self.made.images.ndim - 2
-
 
 Tell = Callable[[int, int], None]
 
@@ -124,7 +115,7 @@ def gather(found: Roles, config: Config, tell: Tell = lambda done, total: None) 
     Raises:
         Refused: What reading refuses; `GEOM_CHANNELS_DIFFER`; `DIM_UNSUPPORTED` for 2D against 3D the wrong way round;
             `DATASET_EMPTY` for fewer than `FEWEST` images of a kind in every class; `SPLIT_LEAK` where an image of
-            the held-out data set is a training image.
+            the held-out data set is a training image or a synthetic one.
     """
     reader = _Lesions(found, config) if found.kind == "lesions" else _Whole(found, config)
     total = len(found.train) + len(found.heldout) + len(found.made)
@@ -146,7 +137,7 @@ def gather(found: Roles, config: Config, tell: Tell = lambda done, total: None) 
                       f"its images have {made.images.shape[1]} channels, the real ones {train.images.shape[1]} and the "
                       f"held-out ones {test.images.shape[1]}", "Give the same channels on all sides")
     warnings = list(found.warnings)
-    test = _without_twins(train, test, found, warnings)
+    test = _without_twins(train, made, test, found, warnings)
     names = [name for name in reader.classes if name in set(train.labels)]
     classes = _large_enough(names, train, made, found, warnings)
     warnings += _raw_apart(train, made) + _constant(made)
@@ -277,19 +268,29 @@ def _joined(rows: Sequence[_Row], dataset: Dataset) -> Pictures:
     return Pictures(np.stack(images), np.array(labels), np.array(patients), np.array(ids), np.stack(raw))
 
 
-def _without_twins(train: Pictures, test: Pictures, found: Roles, warnings: list[str]) -> Pictures:
-    """Held-out images without those that are training images too, pixel by pixel."""
-    seen = {_digest(image): str(case) for image, case in zip(train.images, train.ids, strict=True)}
-    twins = np.array([_digest(image) in seen for image in test.images])
-    if not twins.any():
-        return test
-    first = int(twins.argmax())
-    if found.other is not found.real or twins.all():
-        raise Refused("SPLIT_LEAK", found.other.root, f"its case {str(test.ids[first])!r} is "
-                      f"{seen[_digest(test.images[first])]!r} of {found.real.root}, pixel by pixel",
-                      "Hold out other images")
-    warnings.append(f"{int(twins.sum())} held-out images are training images too, pixel by pixel; they were left out.")
-    return test.take(~twins)
+def _without_twins(train: Pictures, made: Pictures, test: Pictures, found: Roles, warnings: list[str]) -> Pictures:
+    """Held-out images without those that are training or synthetic images too, pixel by pixel."""
+    kept = np.ones(len(test), bool)
+    for others, dataset, told in ((train, found.real, "training"), (made, found.synthetic, "synthetic")):
+        seen = {_digest(image): str(case) for image, case in zip(others.images, others.ids, strict=True)
+                if _varies(image)}
+        twins = np.array([_digest(image) in seen for image in test.images])
+        if not twins.any():
+            continue
+        first = int(twins.argmax())
+        if found.other is not found.real or not (kept & ~twins).any():
+            raise Refused("SPLIT_LEAK", found.other.root, f"its case {str(test.ids[first])!r} is the {told} case "
+                          f"{seen[_digest(test.images[first])]!r} of {dataset.root}, pixel by pixel",
+                          "Hold out other images")
+        warnings.append(f"{int(twins.sum())} held-out images are {told} images too, pixel by pixel; they were left "
+                        "out.")
+        kept &= ~twins
+    return test if kept.all() else test.take(kept)
+
+
+def _varies(image: NDArray[np.float32]) -> bool:
+    """Whether there is anything in an image: two empty ones are not the same patient's."""
+    return bool(image.min() < image.max())
 
 
 def _digest(image: NDArray[np.float32]) -> bytes:

@@ -22,6 +22,8 @@ SECOND = "random"
 COPIES = 0.01
 #: With fewer fresh real images nobody knows how alike two patients can be, and only identical images are copies.
 FRESH = 50
+#: Fewer held-out images of a class than this, and no test of two classifiers is possible.
+FEWEST_TESTED = 2
 #: Convention of ours: what synthetic images alone should reach of what real ones teach.
 TRANSFER = 0.95
 #: Training arms of `medgan.metrics.arms`: the one with synthetic images, those it has to beat, synthetic ones alone.
@@ -38,22 +40,18 @@ class Evidence:
 
     Args:
         figures: What `evaluation.json` holds of it.
-        alike: (synthetic, training, correlation, flagged), numbers into `made` and `train`; flagged ones first, then
-            by correlation.
+        alike: (synthetic, training, correlation, flagged), numbers into `made` and the training images; flagged ones
+            first, then by correlation.
         made: The synthetic images that were looked at.
-        train: The training images.
         scores: Arm -> (N, K) mean probabilities of the held-out images; empty where the question was not asked.
         truth: (N,) their classes as numbers.
-        taught: Names of those classes.
     """
 
     figures: dict[str, Any]
     alike: tuple[tuple[int, int, float, bool], ...]
     made: Pictures
-    train: Pictures
     scores: Mapping[str, NDArray[np.float64]]
     truth: NDArray[np.intp]
-    taught: tuple[str, ...]
 
 
 def measure_all(material: Material, settings: Evaluate, *, seed: int, device: str, tell: Tell) -> Evidence:
@@ -74,12 +72,12 @@ def measure_all(material: Material, settings: Evaluate, *, seed: int, device: st
     tell("looking for copies")
     memory, alike = _memory(material, made, settings, seed, warnings)
     figures["memorisation"] = memory
-    utility, scores, truth, taught = _utility(material, settings, seed, device, tell)
+    utility, scores, truth = _utility(material, settings, seed, device, tell)
     figures["utility"] = utility
     figures["verdict"] = {"utility": _helps(utility), "memorisation": _copies(memory),
                           "fidelity": _alike(figures["classes"]), "diversity": _varied(figures["classes"])}
     figures["warnings"] = list(dict.fromkeys(warnings))
-    return Evidence(plain(figures), alike, made, material.train, scores, truth, taught)
+    return Evidence(plain(figures), alike, made, scores, truth)
 
 
 def _by_class(material: Material, real: Pictures, made: Pictures, settings: Evaluate, seed: int, tell: Tell,
@@ -174,9 +172,11 @@ def _memory(material: Material, made: Pictures, settings: Evaluate, seed: int, w
     fresh = material.heldout.thinned(settings.most, seed)
     known = {image.tobytes() for image in material.train.images}
     identical = sum(image.tobytes() in known for image in made.images)
-    if max(len(known), len(made), len(fresh)) < 2:
+    if min(len(material.train), len(made), len(fresh)) < 2:
+        warnings.append(f"{len(fresh)} held-out image is too few to look for copies.")
         return {}, ()
-    found = memorisation(made.images, material.train.images, fresh.images, patients=material.train.patients, seed=seed)
+    found = memorisation(made.images, material.train.images, fresh.images, patients=material.train.patients,
+                         classes=(made.labels, fresh.labels), seed=seed)
     warnings += found.warnings
     order = np.lexsort((-found.correlation, ~found.flagged))[:PAIRS]
     alike = tuple((int(row), int(found.nearest[row]), float(found.correlation[row]), bool(found.flagged[row]))
@@ -199,21 +199,23 @@ def _memory(material: Material, made: Pictures, settings: Evaluate, seed: int, w
 
 
 def _utility(material: Material, settings: Evaluate, seed: int, device: str, tell: Tell
-             ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]], NDArray[np.intp], tuple[str, ...]]:
+             ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]], NDArray[np.intp]]:
     """What each training arm reaches on the held-out images, or why that was not asked."""
-    nothing = np.zeros(0, np.intp)
-
-    def unasked(why: str) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]], NDArray[np.intp], tuple[str, ...]]:
-        return {"asked": False, "why": why}, {}, nothing, ()
+    def unasked(why: str) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]], NDArray[np.intp]]:
+        return {"asked": False, "why": why}, {}, np.zeros(0, np.intp)
 
     if material.crops:
         return unasked("Whether synthetic lesions help is answered on whole scans: medgan run lesion_classifier "
                        "trains a segmenter and a slice classifier with and without them, on patients held back.")
     train, test = material.train, material.heldout
-    names = [name for name in material.names if name in set(test.labels.tolist())]
+    tested = test.counts()
+    names = [name for name in material.names if tested.get(name, 0) >= FEWEST_TESTED]
     if len(names) < 2:
-        return unasked("It takes two classes, with training and held-out images of each, to train a classifier.")
+        return unasked(f"It takes two classes, with training images and {FEWEST_TESTED} or more held-out images of "
+                       "each, to train and test a classifier.")
     train, test, made = (side.take(np.isin(side.labels, names)) for side in (train, test, material.made))
+    if not len(made):
+        return unasked(f"No synthetic image is of a class with held-out images ({', '.join(names)}).")
     from medgan.metrics.arms import USUAL_PAIRS, compare_classes, score_classes, usual_arms
     from medgan.metrics.diversity import confidence_and_diversity
 
@@ -225,9 +227,9 @@ def _utility(material: Material, settings: Evaluate, seed: int, device: str, tel
     judged = np.concatenate([test.images, made.images])
     scores = score_classes(arms, judged, classes=len(names), seeds=range(seed, seed + settings.seeds),
                            steps=settings.steps, device=device, tell=lambda text: tell(f"training classifiers: {text}"))
-    tested = {arm: score[:, : len(test)] for arm, score in scores.items()}
+    reached = {arm: score[:, : len(test)] for arm, score in scores.items()}
     pairs = [(one, other) for one, other in USUAL_PAIRS if one in arms and other in arms]
-    compared = compare_classes(numbered[1], test.patients, tested, pairs, resamples=settings.resamples, seed=seed)
+    compared = compare_classes(numbered[1], test.patients, reached, pairs, resamples=settings.resamples, seed=seed)
     taught = scores[TAUGHT].mean(axis=0)
     seen = taught[len(test):]
     sides = {"held-out real": (taught[: len(test)], numbered[1]), "synthetic": (seen, numbered[2])}
@@ -238,22 +240,26 @@ def _utility(material: Material, settings: Evaluate, seed: int, device: str, tel
         "recognised": {side: {name: float((chances[labels == k].argmax(axis=1) == k).mean()) for k, name
                               in enumerate(names) if (labels == k).any()}
                        for side, (chances, labels) in sides.items()},
-    }, {arm: score.mean(axis=0) for arm, score in tested.items()}, numbered[1], tuple(names))
+    }, {arm: score.mean(axis=0) for arm, score in reached.items()}, numbered[1])
 
 
 def _helps(utility: Mapping[str, Any]) -> dict[str, Any]:
     if not utility["asked"]:
         return {"answer": "not asked", "text": utility["why"]}
     best, change = _against_best(utility, "auroc")
-    answer = "helps" if change["low"] > 0 else "hurts" if change["high"] < 0 else "not shown"
+    # Another trick may do better than synthetic images; they hurt where leaving them out does.
+    without = utility["differences"][f"{ADDED} - {TAUGHT}"]["auroc"]
+    answer = ("helps" if change["low"] > 0 else "hurts" if max(change["high"], without["high"]) < 0 else "not shown")
     found = {"answer": answer, "measure": "auroc", "against": best,
              **{key: change[key] for key in ("mean", "low", "high", "detectable")}}
     second, other = _against_best(utility, "balanced_accuracy")
     text = (f"AUROC {utility['arms'][ADDED]['auroc']['mean']:.3f} with synthetic images against "
             f"{utility['arms'][best]['auroc']['mean']:.3f} of the best control ({best}): {_change(change)}. Balanced "
             f"accuracy against the best control ({second}): {_change(other)}. {utility['n']} held-out images, "
-            f"{utility['seeds']} seeds; a true difference in AUROC below {change['detectable']:.3f} would mostly go "
-            "unseen.")
+            f"{utility['seeds']} seed{'s' * (utility['seeds'] > 1)}; a true difference in AUROC below "
+            f"{change['detectable']:.3f} would mostly go unseen.")
+    if answer == "not shown" and change["high"] < 0:
+        text += f" That control does better; against the same training without them ({TAUGHT}): {_change(without)}."
     if ONLY in utility["arms"]:
         share = utility["arms"][ONLY]["auroc"]["mean"] / utility["arms"][TAUGHT]["auroc"]["mean"]
         found |= {"synthetic_only_share": share, "synthetic_only_enough": bool(share >= TRANSFER)}

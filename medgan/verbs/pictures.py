@@ -122,14 +122,25 @@ class _Gallery:
             self.data = None
             drawn.notes.append(f"no real images: {refused}")
 
-    def source(self, *splits: str) -> Any:
-        """The images of some splits, as training reads them; None where there are none."""
+    def source(self) -> Any:
+        """The training images, as training reads them; None where the data set is not there."""
         from medgan.learning.tasks import TASKS
 
-        if self.data is None:
+        return None if self.data is None else TASKS[self.run.config.task].source(self.data, self.run.config)
+
+    def unseen(self) -> Any:
+        """Images of the run's classes and size that it did not learn from; None, and a note, where there are none."""
+        from medgan.learning.tasks.image_source import ImageSource
+
+        cases = [case for case in self.data.cases if case.split in UNSEEN] if self.data is not None else []
+        if self.data is None or not cases:
+            self.drawn.notes.append("no unseen images: the data set has no validation or test cases")
             return None
-        cases = [case for case in self.data.cases if case.split in splits]
-        return TASKS[self.run.config.task].source(as_training(self.data, cases), self.run.config) if cases else None
+        try:
+            return ImageSource(as_training(self.data, cases), self.run.config, self.run.interface)
+        except Refused as refused:
+            self.drawn.notes.append(f"no unseen images: {refused}")
+            return None
 
     def shown(self, images: Tensor) -> list[NDArray[np.uint8]]:
         """(N, C, X, Y[, Z]) as pictures of the first channel, in 3D of the middle slice."""
@@ -172,14 +183,14 @@ def _images(gallery: _Gallery) -> None:
     draws = {name: draw_of(index) for index, name in enumerate(names)}
     starts = [[torch.randn(WALKS, latent, generator=chance)] for _ in range(2)]
     fixed = [torch.randn(SAMPLES, latent, generator=chance)]
-    source = gallery.source("train")
+    source = gallery.source()
     real = {name: torch.from_numpy(source.of_class(index)) if source is not None else None
             for index, name in enumerate(names)}
     _walks(gallery, draws, starts)
     _means(gallery, draws, fixed, real)
     _dial(gallery, draws, fixed, real)
     if source is not None:
-        _projection(gallery, draws, latent)
+        _projection(gallery, draws, latent, source)
     if gallery.task is not None:
         _attention(gallery, [(name, real[name], draw(fixed)[:WIDE], torch.full((WIDE,), index))
                              for index, (name, draw) in enumerate(draws.items())])
@@ -190,7 +201,7 @@ def _lesions(gallery: _Gallery) -> None:
 
     from medgan.learning.tasks.lesion import paint
 
-    source = gallery.source("train")
+    source = gallery.source()
     if source is None:
         return
     requests = source.requests(WIDE)
@@ -278,16 +289,14 @@ def _dial(gallery: _Gallery, draws: dict[str, Draw], fixed: Noise, real: dict[st
     gallery.save("dial.png", rows)
 
 
-def _projection(gallery: _Gallery, draws: dict[str, Draw], latent: int) -> None:
+def _projection(gallery: _Gallery, draws: dict[str, Draw], latent: int, seen: Any) -> None:
     """Real images and the nearest samples; unseen ones show what the generator can make, not what it has seen."""
     from medgan.learning.understanding import project
 
     rows = []
     rng = np.random.default_rng([gallery.seed, 29])
-    for told, splits in (("seen in training", ("train",)), ("unseen", UNSEEN)):
-        source = gallery.source(*splits)
+    for told, source in (("seen in training", seen), ("unseen", gallery.unseen())):
         if source is None:
-            gallery.drawn.notes.append("no unseen images: the data set has no validation or test cases")
             continue
         for index, (name, draw) in enumerate(draws.items()):
             stored = source.of_class(index)

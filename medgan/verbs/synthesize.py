@@ -125,7 +125,7 @@ def _plain_images(run: Run, dataset: Dataset, config: Config, count: int, target
     for number in range(count):
         progress(Progress("synthesizing", number, count, "cases"))
         name, seed = classes[number % len(classes)], step_seed(config.seed, number)
-        parent, drawn = _mask_to_follow(dataset, label and name, number) if follows else (None, None)
+        parent, drawn = _mask_to_follow(dataset, name, number // len(classes)) if follows else (None, None)
         maps = None if drawn is None else label_map(drawn, list(dataset.labels), run.interface["size"])
         new = f"{name}syn{number + 1:04d}"
         record = Provenance(id=new, parents=(parent.id,) if parent else (), patient=parent.patient if parent else new,
@@ -145,13 +145,13 @@ def _plain_images(run: Run, dataset: Dataset, config: Config, count: int, target
     return made
 
 
-def _mask_to_follow(dataset: Dataset, label: str | None, number: int) -> tuple[Case, Volume]:
-    """A training case and its mask, or one of the slices of it that are learned from, spread evenly."""
+def _mask_to_follow(dataset: Dataset, name: str, number: int) -> tuple[Case, Volume]:
+    """A training case of a class and its mask, or one of the slices that are learned from, spread evenly."""
     from medgan.imaging.geometry import reorient
     from medgan.learning.tasks.image_source import slices_of
 
     cases = [case for case in dataset.split("train") if case.mask is not None and not case.synthetic
-             and (label is None or case.label == label)]
+             and case.label in (name, None)]
     case = cases[number % len(cases)]
     mask = dataset.load(case)[1]
     assert mask is not None

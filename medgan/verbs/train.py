@@ -86,7 +86,9 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
                       "Name another with --out, or go on with it with --resume")
     _check_start(resolved, None if dataset is None else len(opened.channels))
     if dataset is None:
-        opened = _phantoms(folder / "phantoms", modality, resolved, progress)
+        from medgan.learning.checkpoints import PHANTOM_FOLDER
+
+        opened = _phantoms(folder / PHANTOM_FOLDER, modality, resolved, progress)
     check_trainable(opened, task)
     return _train(opened, resolved, folder, progress)
 
@@ -189,9 +191,10 @@ def _learn(run: Run, source: Any, real: Dataset, progress: Report) -> Run:
         torch.manual_seed(config.seed)
         task = TASKS[config.task](config, run.interface)
     state = loop.State.fresh(task, config.training)
-    if checkpoints.load_state(state, run.path):
-        checkpoints.trim_log(run.path, state.images)
-    elif config.training.start is not None:
+    known = checkpoints.load_state(state, run.path)
+    # A run that was killed before its first state begins anew, and so does its log.
+    checkpoints.trim_log(run.path, state.images if known else -1)
+    if not known and config.training.start is not None:
         _begin(state, run, progress)
     samples = run.path / checkpoints.SAMPLES
     if state.images == 0:

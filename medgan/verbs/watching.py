@@ -79,7 +79,7 @@ class Watch:
 def _held_out(dataset: Dataset, source: Any, config: Config
               ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """Validation images as the run would see them, in (N, C, ...) and their classes (N,); None where there are none."""
-    from medgan.learning.tasks import TASKS
+    from medgan.learning.tasks.image_source import ImageSource
 
     cases = dataset.split("val")
     rng = np.random.default_rng([config.seed, 60])
@@ -88,10 +88,10 @@ def _held_out(dataset: Dataset, source: Any, config: Config
         own = [case for case in cases if case.label == label]
         kept += [own[k] for k in sorted(rng.permutation(len(own))[:COUNT])]
     try:
-        found: Any = TASKS[config.task].source(as_training(dataset, sorted(kept, key=lambda case: case.id)), config)
+        found = ImageSource(as_training(dataset, sorted(kept, key=lambda case: case.id)), config, source.interface)
     except Refused:
         return None
-    same = all(found.interface[name] == source.interface[name] for name in ("size", "classes", "channels"))
+    same = found.interface["channels"] == source.interface["channels"]
     return (found.images, found.labels) if same and len(found.images) >= FEWEST else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,12 @@ Plane = tuple[Volume, Volume | None]
 class ImageSource:
     """Images of one size with their class, and their label maps where these are asked for, in memory.
 
+    Args:
+        dataset: Its training cases are read.
+        config: Settings of the run.
+        like: The interface of a run whose classes and size are taken, so that images that it did not learn from
+            are as those that it did; cases of other classes are left out. None: the data set's own.
+
     Attributes:
         images: (N, C, X, Y[, Z]) in network values.
         labels: (N,) class numbers.
@@ -47,17 +53,20 @@ class ImageSource:
         warnings: What is odd about the data and was taken all the same.
     """
 
-    def __init__(self, dataset: Dataset, config: Config) -> None:
+    def __init__(self, dataset: Dataset, config: Config, like: Mapping[str, Any] | None = None) -> None:
         self.config = config
-        names = trainable_classes(dataset) or (ONLY_CLASS,)
+        self._dims: int | None = None
+        names = tuple(like["classes"]) if like else trainable_classes(dataset) or (ONLY_CLASS,)
         cases = dataset.split("train")
+        if like and names != (ONLY_CLASS,):
+            cases = tuple(case for case in cases if case.label in names)
         if not cases:
             raise Refused("DATASET_EMPTY", dataset.root, "there is no training case", "Give images to learn from")
         if config.network.label_maps:
             _refuse_unmasked(dataset, cases)
         values = sorted(dataset.labels)
         typical = self._typical(dataset, cases)
-        self.size = _fit(tuple(n for n, _ in typical), config.data.crop)
+        self.size = tuple(like["size"]) if like else _fit(tuple(n for n, _ in typical), config.data.crop)
         spacing = [s * n / m for (n, s), m in zip(typical, self.size, strict=True)]
         images, labels, maps, raw_range = [], [], [], []
         shapes: dict[tuple[int, ...], str] = {}
@@ -77,7 +86,7 @@ class ImageSource:
                 raw_range.append([(m.raw[0], m.raw[-1]) for m in scales])
                 if mask is not None:
                     maps.append(np.searchsorted(values, _resize(mask, self.size, order=0).array[0]).astype(np.uint8))
-        self._refuse_flat(dataset, names, labels, flat)
+        self._refuse_flat(dataset, names if like is None else (), labels, flat)
         if len({image.shape for image in images}) != 1:
             raise Refused("GEOM_CHANNELS_DIFFER", dataset.root, "the images differ in their number of channels",
                           "Keep images with the same channels in one data set")
@@ -98,6 +107,10 @@ class ImageSource:
     def _planes(self, dataset: Dataset, case: Case) -> list[Plane]:
         """The case as 3D volume, 2D image, or slices of the volume, as `data.dims` asks."""
         volume, mask = dataset.load(case)
+        self._dims = self._dims or volume.dims
+        if volume.dims != self._dims:
+            raise Refused("DIM_UNSUPPORTED", case.images[0], f"it is {volume.dims}D and other images are {self._dims}D",
+                          "Keep images and volumes in data sets of their own")
         if not self.config.network.label_maps:
             mask = None
         if volume.dims == 2:
