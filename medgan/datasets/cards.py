@@ -16,8 +16,9 @@ _REFERENCE_KEYS = ("reference", "ReferencesAndLinks", "DatasetDOI", "description
 
 _LIMITS = (
     "Research only: nothing here is for diagnosis.",
-    "A synthetic case shows the anatomy of its parent: it is not anonymous because it is synthetic, and what holds for "
-    "sharing the originals holds for it.",
+    "A synthetic case with a parent shows that parent's anatomy, and one without may be close to an image that its "
+    "generator learned from: it is not anonymous because it is synthetic, and what holds for sharing the originals "
+    "holds for it.",
     "Synthetic cases follow the originals' terms of use, and add no patients, scanners or diseases the originals lack.",
     "Whether they help must be measured on real patients that were held out.",
 )

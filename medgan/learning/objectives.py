@@ -120,7 +120,7 @@ def zero_centred_penalty(critic: Critic, images: Tensor) -> Tensor:
 
     Args:
         critic: Images (B, C, ...) to logits (B,).
-        images: Where the gradient is taken; computed in fp32 whatever the surrounding precision.
+        images: Where the gradient is taken; computed in fp32 unless the critic itself asks for less.
     """
     return _squared_slopes(critic, images).mean()
 
@@ -139,7 +139,7 @@ def gradient_norm_penalty(critic: Critic, real: Tensor, made: Tensor) -> Tensor:
 
 
 def _squared_slopes(critic: Critic, images: Tensor) -> Tensor:
-    """(B,) squared gradient norms of the logits, in fp32."""
+    """(B,) squared gradient norms of the logits."""
     with torch.autocast(images.device.type, enabled=False):
         images = images.detach().float().requires_grad_(True)
         (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
@@ -152,7 +152,7 @@ def penalty(kind: Penalty, critic: Critic, real: Tensor, made: Tensor, *, gamma:
 
     Args:
         kind: As `penalty_of` says.
-        critic: Images (B, C, ...) to logits (B,), computed in fp32 whatever the surrounding precision.
+        critic: Images (B, C, ...) to logits (B,), computed in fp32 unless the critic itself asks for less.
         real: (B, C, ...).
         made: (B, C, ...), paired with the real ones.
         gamma: Weight of R1 and R2, halved as is usual. The gradient-norm penalty has a weight of its own.
