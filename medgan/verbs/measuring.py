@@ -291,7 +291,7 @@ def _copies(memory: Mapping[str, Any]) -> dict[str, Any]:
     known = memory["n_fresh"] >= FRESH
     if not known:
         text += f" But {memory['n_fresh']} fresh real images are too few to say how alike two patients can be."
-    answer = ("copies" if memory["identical"] or (known and memory["low"] > COPIES and memory["share"] > chance)
+    answer = ("copies" if memory["identical"] or (known and memory["low"] > chance)
               else "none found" if known and memory["share"] <= chance else "unclear")
     return {"answer": answer, "text": text, "share": memory["share"], "low": memory["low"], "high": memory["high"]}
 
