@@ -4,7 +4,8 @@
 
 Trains a generator on the training images (or takes `--run`, trained on the same ones), fills the rare class until both
 are even, and lets `medgan evaluate` compare: likeness, variety, copies, and a classifier with and without, tested on
-the validation images, from which nothing was learned. With `--few N` only N images of each class are trained on,
+the validation images, from which nothing was learned. Then as many as `--own-mix` are drawn in the data's own mix of
+classes and judged alike, without classifiers. With `--few N` only N images of each class are trained on,
 drawn by `--seed`, and there are `--factor` times as many in the end. Prints a line for each figure.
 """
 
@@ -24,6 +25,8 @@ from medgan.verbs.progress import Progress
 
 #: Figures that are printed, in this order.
 SHOWN = ("mmd2", "frechet", "kid", "realness", "precision", "recall", "density", "coverage", "vendi_ratio", "ms_ssim")
+#: An evaluation always trains classifiers; these are over at once, and are not shown.
+NO_CLASSIFIERS = {"evaluate.seeds": 1, "evaluate.steps": 2}
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="how long to train; none: as the preset says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5, help="classifiers in each arm")
+    parser.add_argument("--own-mix", type=int, default=800, help="images in the data's own mix; 0: none")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="a setting of training, a.b=c")
     arguments = parser.parse_args()
     data = fewer(arguments.data, arguments.few, arguments.out / "data", arguments.seed) if arguments.few else \
@@ -53,7 +57,13 @@ def main() -> None:
           f"{training_counts(open_dataset(out), synthetic=True)} together")
     found = medgan.evaluate(data, out, out=arguments.out / "evaluation", modality="xray", seed=arguments.seed,
                             settings={"evaluate.seeds": arguments.seeds}, progress=tell)
-    print("\n".join(lines(found.figures)))
+    print("\n".join(lines(found.figures)), flush=True)
+    if arguments.own_mix:
+        mixed = medgan.synthesize(run, arguments.own_mix, out=arguments.out / "own-mix", seed=arguments.seed)
+        found = medgan.evaluate(data, mixed.out, out=arguments.out / "own-mix-evaluation", modality="xray",
+                                seed=arguments.seed, settings=NO_CLASSIFIERS, progress=tell)
+        print("in the data's own mix")
+        print("\n".join(likeness(found.figures)))
 
 
 def fewer(source: Path, count: int, out: Path, seed: int) -> Path:
@@ -75,8 +85,8 @@ def fewer(source: Path, count: int, out: Path, seed: int) -> Path:
     return out
 
 
-def lines(figures: dict[str, Any]) -> list[str]:
-    """What is printed of an evaluation."""
+def likeness(figures: dict[str, Any]) -> list[str]:
+    """How like real images, how various, and how many copies."""
     told = []
     for name, found in figures["classes"].items():
         told.append(f"{name}: n {found['n_synthetic']}, features {found['features']}")
@@ -87,6 +97,12 @@ def lines(figures: dict[str, Any]) -> list[str]:
     copies = figures["memorisation"]
     told.append(f"flagged as copies {copies['share']:.3f} [{copies['low']:.3f}, {copies['high']:.3f}] of "
                 f"{copies['n_synthetic']}, fresh real images {copies['control']:.3f} of {copies['n_fresh']}")
+    return told
+
+
+def lines(figures: dict[str, Any]) -> list[str]:
+    """The same, and whether they help."""
+    told = likeness(figures)
     used = figures["utility"]
     for arm, found in used["arms"].items():
         told.append(f"{arm:16} " + "  ".join(f"{name} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -47,6 +47,10 @@ class Data(Section):
         None, gt=0, description="Finest working spacing; None: the data's own. Large lesions are worked on coarser.")
     crops_per_case: int = Field(48, ge=1, description="Lesion crops kept of each case, and as many lesion-free ones.")
     organs: tuple[str, ...] = Field((), description="Mask labels that are organs: where lesions may lie, not lesions.")
+    max_gib: float | None = Field(None, gt=0, description="Most memory reading one image may take; None: half of all.")
+    irregular: Literal["refuse", "resample"] = Field(
+        "refuse", description="What becomes of tilted and unevenly spaced DICOM series.")
+    hash_ids: bool = Field(False, description="Case ids are hashed wherever medgan writes one; false: kept, and said.")
 
 
 class Network(Section):
@@ -74,7 +78,7 @@ class Training(Section):
     rate_end: float = Field(5e-5, gt=0)
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: tuple[float, float] = (0.9, 0.99)
-    gamma: float = Field(0.05, ge=0, description="Weight of R1 and R2 a 4096 voxels, at the start.")
+    gamma: float = Field(0.05, gt=0, description="Weight of R1 and R2 a 4096 voxels, at the start.")
     ada_target: float = Field(0.6, ge=-1, le=1, description="How sure the discriminator may be before the images that "
                                                             "it sees are augmented: mean sign of its margin.")
     ada_cap: float = Field(0.8, ge=0, lt=1, description="Largest probability of that augmentation; 0: none.")

@@ -12,7 +12,6 @@ is kept as it is done: the same command goes on with a study that was stopped.
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 import shutil
 import sys
@@ -41,6 +40,7 @@ from medgan.reports.forest import forest
 from medgan.reports.sheets import save
 from medgan.storage import write_json, write_text
 from medgan.verbs.augment import Augmented
+from medgan.verbs.plans import same_plan
 from medgan.verbs.showing import PICTURE
 from medgan.verbs.train import PHANTOM_BUDGET, default_task
 
@@ -127,7 +127,7 @@ def main(
             "minutes": minutes, "settings": settings or [], "steps": steps, "spacing": spacing, "crop": crop,
             "batch": batch, "size": size, "positive": positive, "standardise": standardise, "seed": seed,
             "device": device}
-    _same_plan(out, plan)
+    same_plan(out / PLAN, plan)
     parts = divisions(reader.labelled(real), test_patients, train_patients=train_patients, seed=seed)[:folds]
     if only_fold is not None and only_fold > len(parts):
         raise Refused("CFG_VALUE", "--only-fold", f"{only_fold} of {len(parts)} folds", "Name one that there is")
@@ -296,13 +296,6 @@ def _write_rows(out: Path, tested: Mapping[str, Sequence[Part]], arms: Sequence[
         write_table(out / "scores.csv", ("test", "fold", "arm", "seed", "patient", "slice", "positive", "score"),
                     ({"test": name, **row} for name, parts in tested.items()
                      for row in study.scored_pictures(parts, arms).rows()))
-
-
-def _same_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Generators and results are used again only for what would make the same ones."""
-    if (out / PLAN).is_file() and json.loads((out / PLAN).read_text(encoding="utf-8")) != plan:
-        raise Refused("OUT_EXISTS", out, "it was begun with other data or settings", "Choose another --out")
-    write_json(out / PLAN, plan)
 
 
 def _name(dataset: Dataset, among: Sequence[Dataset]) -> str:

@@ -12,17 +12,13 @@ from typing import Any
 import dataset_makers as make
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from class_makers import image_run
 
 import medgan
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.errors import Refused
-from medgan.learning.checkpoints import WEIGHTS, Run, create_run, save_weights
-from medgan.learning.image_networks import ImageGenerator
-from medgan.learning.tasks.image_source import ImageSource
 from medgan.verbs import choose
 from medgan.verbs.choose import plan_cases
 from medgan.verbs.pool import Work
@@ -92,26 +88,6 @@ LAYOUTS_WITH_CLASSES: dict[str, tuple[Callable[[Path], Path], str]] = {
 }  # fmt: skip
 
 
-def _run(root: Path, path: Path, modality: str, **settings: object) -> Path:
-    """A finished run that has learned nothing: what is tested here is what becomes of its images."""
-    dataset = open_dataset(root)
-    dims = dataset.load(dataset.cases[0])[0].dims
-    named = {name.replace("__", "."): value for name, value in settings.items()}
-    config = Config.resolve(modality, "image", settings={"data.dims": dims, "data.crop": 16, "network.width": 4,
-                                                         "network.latent": 8} | named)
-    interface = ImageSource(dataset, config).interface
-    about = {"name": dataset.name, "path": str(root.resolve()), "fingerprint": dataset.fingerprint()}
-    create_run(path, config, interface, about)
-    torch.manual_seed(0)
-    generator = ImageGenerator(config.data.dims, interface["channels"], len(interface["classes"]),
-                               size=interface["size"], width=4, latent=8)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    save_weights(generator, path / WEIGHTS, {"task": "image"})
-    return path
-
-
 def _counts(dataset: Dataset, *, only_synthetic: bool = False) -> list[int]:
     found = Counter(case.label for case in dataset.split("train") if case.synthetic or not only_synthetic)
     return [found[name] for name in dataset.classes]
@@ -123,7 +99,7 @@ def test_rare_classes_are_filled_first_in_every_layout(name: str, tmp_path: Path
     root = maker(tmp_path / "set")
     before, source = make.tree(root), open_dataset(root)
     assert _counts(source) == [5, 3, 1]
-    run = _run(root, tmp_path / "run", modality)
+    run = image_run(root, tmp_path / "run", modality)
     made = medgan.augment(root, balance=True, model=run, modality=modality, out=tmp_path / "out", workers=1)
     assert make.tree(root) == before and not made.skipped and len(made.synthetic) == 9
     out = open_dataset(tmp_path / "out")
@@ -151,7 +127,7 @@ def test_rare_classes_are_filled_first_in_every_layout(name: str, tmp_path: Path
 
 def test_without_balance_each_class_keeps_its_share(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     medgan.augment(root, factor=3, model=run, modality="xray", out=tmp_path / "out")
     assert _counts(open_dataset(tmp_path / "out")) == [15, 9, 3]
 
@@ -181,7 +157,7 @@ def test_the_parents_of_a_class_take_turns(tmp_path: Path) -> None:
 
 def test_a_set_that_was_filled_before_is_filled_on(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     medgan.augment(root, factor=1.5, balance=True, model=run, modality="xray", out=tmp_path / "one")
     first = open_dataset(tmp_path / "one")
     assert _counts(first) == [5, 4, 4]
@@ -196,7 +172,7 @@ def test_a_set_that_was_filled_before_is_filled_on(tmp_path: Path) -> None:
 
 def test_a_factor_too_small_to_make_classes_even_says_so(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     some = medgan.augment(root, factor=1.34, balance=True, model=run, modality="xray", out=tmp_path / "some")
     assert _counts(open_dataset(some.out)) == [5, 4, 3] or _counts(open_dataset(some.out)) == [5, 3, 4]
     said = " ".join(some.warnings)
@@ -237,7 +213,7 @@ def test_no_factor_is_chosen_for_volumes_with_classes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_several_processes_give_the_same_bytes(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     for workers in (1, 2):
         medgan.augment(root, factor=1.3, balance=True, model=run, modality="xray", out=tmp_path / str(workers),
                        workers=workers)
@@ -246,7 +222,7 @@ def test_several_processes_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_truncation_is_obeyed_and_recorded(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     spreads = []
     for psi in (1.0, 0.2):
         out = tmp_path / str(psi)
@@ -265,7 +241,7 @@ def test_truncation_is_obeyed_and_recorded(tmp_path: Path) -> None:
 def test_synthesize_makes_as_many_of_a_class_as_asked_for(name: str, tmp_path: Path) -> None:
     maker, modality = LAYOUTS_WITH_CLASSES[name]
     root = maker(tmp_path / "set")
-    run, source = _run(root, tmp_path / "run", modality), open_dataset(root)
+    run, source = image_run(root, tmp_path / "run", modality), open_dataset(root)
     rare = source.classes[2]
     made = medgan.synthesize(run, 7, out=tmp_path / "new", label=rare)
     written = open_dataset(tmp_path / "new")
@@ -287,12 +263,12 @@ def test_a_run_that_knows_other_classes_or_dimensions_is_refused(tmp_path: Path)
     for number, name in enumerate(("common", "rare", "new")):
         (other / name).mkdir(parents=True)
         np.save(other / name / "im.npy", make.image(number, "uint8", (10, 12)))
-    run = _run(root, tmp_path / "run", "xray")
+    run = image_run(root, tmp_path / "run", "xray")
     with pytest.raises(Refused) as refused:
         medgan.augment(other, model=run, modality="xray", out=tmp_path / "out")
     assert refused.value.code == "LABEL_UNKNOWN" and "new" in str(refused.value)
     solid = volumes(tmp_path / "solid")
-    flat = _run(solid, tmp_path / "flat", "mr", data__dims=2)
+    flat = image_run(solid, tmp_path / "flat", "mr", data__dims=2)
     with pytest.raises(Refused) as refused:
         medgan.augment(solid, model=flat, modality="mr", out=tmp_path / "out")
     assert refused.value.code == "RUN_TASK" and "2D" in str(refused.value) and not (tmp_path / "out").exists()
@@ -306,7 +282,7 @@ def test_without_a_run_one_of_the_datas_own_dimensions_is_trained(tmp_path: Path
     root = volumes(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     # A run of slices on the same data is no obstacle.
-    _run(root, tmp_path / "runs" / "slices", "mr", data__dims=2)
+    image_run(root, tmp_path / "runs" / "slices", "mr", data__dims=2)
     settings = tiny | {"data.crop": 16, "training.images": 8}
     made = medgan.augment(root, balance=True, factor=1.67, modality="mr", settings=settings, out=tmp_path / "out")
     assert made.run == Path("runs/set-image") and _counts(open_dataset(tmp_path / "out")) == [5, 5, 5]
@@ -316,86 +292,10 @@ def test_without_a_run_one_of_the_datas_own_dimensions_is_trained(tmp_path: Path
 
 def test_few_images_of_a_class_are_said_before_anything_is_made(tmp_path: Path) -> None:
     root = folders(tmp_path / "set")
-    made = medgan.augment(root, factor=1.2, model=_run(root, tmp_path / "run", "xray"), modality="xray",
+    made = medgan.augment(root, factor=1.2, model=image_run(root, tmp_path / "run", "xray"), modality="xray",
                           out=tmp_path / "out")
     assert any("rare (1)" in warning and "merge" in warning for warning in made.warnings)
     assert "rare (1)" in (tmp_path / "out" / "DATA_CARD.md").read_text()
 
 
 # --- label maps: images that follow the parents' masks
-
-
-class Follower(ImageGenerator):
-    """Draws its label map, so that what it was given can be seen."""
-
-    def forward(self, latent: Tensor, classes: Tensor, maps: Tensor | None = None) -> Tensor:
-        """-0.8 where the map is background, 0.8 elsewhere."""
-        assert maps is not None and torch.equal(maps.sum(dim=1), torch.ones_like(maps[:, 0]))
-        return 0.8 - 1.6 * maps[:, :1]
-
-
-@pytest.fixture
-def follower(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run's generator draws its label map."""
-    def generator(self: Run, device: object = "cpu") -> ImageGenerator:
-        return Follower(self.config.data.dims, 1, len(self.interface["classes"]), size=self.interface["size"], width=4,
-                        latent=8).eval()
-
-    monkeypatch.setattr(Run, "generator", generator)
-
-
-def _agreement(image: np.ndarray, mask: np.ndarray) -> float:
-    bright = image[0] > 0.5 * (float(image.min()) + float(image.max()))
-    return 2 * float((bright & (mask[0] > 0)).sum()) / float(bright.sum() + (mask[0] > 0).sum())
-
-
-def test_images_that_follow_label_maps_become_labelled_cases(mr_set: Path, tmp_path: Path, follower: None) -> None:
-    run = _run(mr_set, tmp_path / "run", "mr", network__label_maps=True, data__crop=64)
-    source = open_dataset(mr_set)
-    made = medgan.augment(mr_set, model=run, modality="mr", out=tmp_path / "out")
-    out = open_dataset(tmp_path / "out")
-    assert len(made.synthetic) == 3 and sum(case.synthetic for case in out.cases) == 3
-    for case in out.cases:
-        if case.synthetic:
-            record = json.loads(LAYOUTS[out.layout].sidecar(case).read_text())
-            parent = next(each for each in source.cases if [each.id] == record["parents"])
-            image, mask = out.load(case)
-            own = source.load(parent)[1]
-            assert mask is not None and own is not None and np.array_equal(mask.array, own.array)
-            assert case.patient == parent.patient and _agreement(image.array, mask.array) > 0.9
-    new = medgan.synthesize(run, 2, out=tmp_path / "new")
-    assert all(case.mask is not None and _agreement(case.image.array, case.mask.array) > 0.9 for case in new)
-
-
-def test_a_run_on_label_maps_is_trained_and_its_images_are_labelled_cases(mr_set: Path, tmp_path: Path,
-                                                                          tiny: dict[str, object]) -> None:
-    run = medgan.train(mr_set, task="image", modality="mr", out=tmp_path / "run",
-                       settings=tiny | {"data.dims": 3, "data.crop": 16, "training.images": 8, "network.width": 4,
-                                        "network.label_maps": True})
-    made = medgan.augment(mr_set, factor=1.34, model=run, modality="mr", out=tmp_path / "out")
-    (case,) = [case for case in open_dataset(made.out).cases if case.synthetic]
-    assert case.mask is not None and made.run == run.path
-
-
-def test_slices_that_follow_label_maps_are_written_with_theirs(mr_set: Path, tmp_path: Path, follower: None) -> None:
-    run = _run(mr_set, tmp_path / "run", "mr", network__label_maps=True, data__dims=2, data__crop=64)
-    made = medgan.synthesize(run, 12, out=tmp_path / "new")
-    written = open_dataset(tmp_path / "new")
-    assert len(written.cases) == 12 and all(case.mask is not None for case in written.cases)
-    marked = [case for case in made if case.mask is not None and (case.mask.array > 0).sum() > 20]
-    assert marked and all(case.mask is not None and _agreement(case.image.array, case.mask.array) > 0.95
-                          for case in marked)
-    assert {case.record["patient"] for case in made} == {case.patient for case in open_dataset(mr_set).cases}
-    (known,) = medgan.load(run).interface["classes"]
-    assert [case.record["label"] for case in medgan.synthesize(run, 1, label=known)] == [known]
-
-
-def test_a_run_that_follows_other_labels_is_refused(mr_set: Path, tmp_path: Path, follower: None) -> None:
-    run = _run(mr_set, tmp_path / "run", "mr", network__label_maps=True)
-    description = json.loads((run / "config.json").read_text())
-    description["interface"]["maps"][1] = "cortex"
-    (run / "config.json").write_text(json.dumps(description))
-    with pytest.raises(Refused) as refused:
-        medgan.augment(mr_set, model=run, modality="mr", out=tmp_path / "out")
-    assert refused.value.code == "LABEL_UNKNOWN" and "cortex" in str(refused.value)
-    assert not (tmp_path / "out").exists()

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import os
 import shutil
 import uuid
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.valuerep import DSfloat
 
 from medgan.errors import Refused
 from medgan.imaging.dicom import find_series
 from medgan.imaging.dicom_geometry import Stack, arrange
 from medgan.imaging.dicom_header import integer, text
-from medgan.imaging.dicom_pixels import rescale_of
+from medgan.imaging.dicom_storage import Storage, number_of, storage_for, stored_as
 from medgan.imaging.volume import Volume
 from medgan.storage import PARTIAL, sync
 
@@ -40,14 +37,9 @@ PATIENT_NAME = "SYNTHETIC^MEDGAN"
 PATIENT_ID = "MEDGAN-SYNTHETIC"
 #: A scalar product of unit directions above this is shear, which DICOM cannot write.
 SHEAR_TOLERANCE = 2e-3
-#: How near to whole numbers stored values must be for the rescale of the source to be kept.
-WHOLE_TOLERANCE = 1e-4
 
 _CT, _MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 _CR, _CAPTURE = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
-_INT16 = np.iinfo(np.int16)
-_UINT16 = np.iinfo(np.uint16)
-_LEVELS = 2**16 - 1
 
 #: Elements of the patient, the study and the acquisition that a derived series keeps from its source.
 _KEPT = (
@@ -89,7 +81,7 @@ def write_synthetic(volume: Volume, folder: Path, *, model_hash: str, seed: int,
     _set(common, PatientName=PATIENT_NAME, PatientID=PATIENT_ID, PatientBirthDate="", PatientSex="",
          StudyInstanceUID=uids.of("study"), StudyDate="", StudyTime="", StudyID="", AccessionNumber="",
          ReferringPhysicianName="", SeriesDescription=SERIES_DESCRIPTION)
-    return _write(_slices(volume, common, uids, _storage_for(volume.array[0], modality)), folder)
+    return _write(_slices(volume, common, uids, storage_for(volume.array[0], modality)), folder)
 
 
 def write_derived(volume: Volume, folder: Path, *, source: Path, derivation: str, model_hash: str, seed: int,
@@ -128,7 +120,7 @@ def write_derived(volume: Volume, folder: Path, *, source: Path, derivation: str
     _keep(origin.header, common)
     number = integer(origin.header, "SeriesNumber", 0)
     _set(common, SeriesDescription=DERIVED_DESCRIPTION, SeriesNumber=DERIVED_SERIES + max(number, 0))
-    storage = _stored_as(volume.array[0], stack) or _storage_for(volume.array[0], modality)
+    storage = stored_as(volume.array[0], stack) or storage_for(volume.array[0], modality)
     slices = _slices(volume, common, uids, storage)
     for number, item in enumerate(slices):
         item.SourceImageSequence = _sources(stack, volume, number)
@@ -150,25 +142,6 @@ class _Uids:
         """The UID of one purpose."""
         digest = hashlib.sha256(self._seed + purpose.encode()).digest()
         return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """How real values are stored: `stored * slope + intercept`, signed or unsigned 16 bits."""
-
-    slope: float
-    intercept: float
-    signed: bool
-
-    @property
-    def is_identity(self) -> bool:
-        return self.slope == 1 and self.intercept == 0
-
-    def encode(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Stored values of a plane, (rows, columns)."""
-        dtype = np.dtype("<i2" if self.signed else "<u2")
-        stored = np.rint((plane.astype(np.float64) - self.intercept) / self.slope)
-        return np.clip(stored, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
 
 
 def _check(volume: Volume, folder: Path) -> None:
@@ -268,55 +241,7 @@ def _keep(header: Any, common: Dataset) -> None:
             continue
 
 
-def _storage_for(array: NDArray[Any], modality: str) -> _Storage:
-    """Exact storage for whole numbers that span 16 bits, else 65,536 levels over the range."""
-    low, high = float(array.min()), float(array.max())
-    if _is_whole(array):
-        # Most tools ignore a rescale outside CT, so identity comes first.
-        if low >= _INT16.min and high <= _INT16.max:
-            return _Storage(1, 0, signed=True)
-        if low >= 0 and high <= _UINT16.max:
-            return _Storage(1, 0, signed=False)
-        if high - low <= _LEVELS:
-            return _Storage(1, low - _INT16.min, signed=True)
-    slope = _rounded_up((high - low) / _LEVELS) if high > low else 1.0
-    # What is stored must be computed with the intercept as it is written, in 16 characters.
-    return _Storage(slope, float(str(_number(low - _INT16.min * slope))), signed=True)
-
-
-def _is_whole(array: NDArray[Any]) -> bool:
-    if array.dtype.kind in "iub":
-        return True
-    return all(bool((plane == np.rint(plane)).all()) for plane in np.moveaxis(array, -1, 0))
-
-
-def _stored_as(array: NDArray[Any], stack: Stack) -> _Storage | None:
-    """The rescale of the source, if it is one for all slices and holds every value; else None."""
-    rescales = {(rescale.slope, rescale.intercept, rescale.has_lut) for rescale in map(rescale_of, stack.frames)}
-    if len(rescales) != 1:
-        return None
-    slope, intercept, has_lut = rescales.pop()
-    ends = sorted((float(value) - intercept) / slope for value in (array.min(), array.max()))
-    if has_lut or ends[0] < _INT16.min or ends[1] > _INT16.max:
-        return None
-    for plane in np.moveaxis(array, -1, 0):
-        stored = (plane.astype(np.float64) - intercept) / slope
-        if np.abs(stored - np.rint(stored)).max() > WHOLE_TOLERANCE:
-            return None
-    return _Storage(slope, intercept, signed=True)
-
-
-def _rounded_up(value: float) -> float:
-    """The next number of 9 digits at or above a positive `value`, which a decimal string of 16 characters holds."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 8)
-    return float(f"{math.ceil(value / unit) * unit:.8e}")
-
-
-def _number(value: float) -> DSfloat:
-    return DSfloat(float(value), auto_format=True)
-
-
-def _slices(volume: Volume, common: Dataset, uids: _Uids, storage: _Storage) -> list[Dataset]:
+def _slices(volume: Volume, common: Dataset, uids: _Uids, storage: Storage) -> list[Dataset]:
     """One data set a slice, in order along the third axis."""
     array = volume.array[0] if volume.dims == 3 else volume.array[0][..., None]
     has_place = volume.dims == 3 or volume.modality not in ("xray", "us")
@@ -329,13 +254,13 @@ def _slices(volume: Volume, common: Dataset, uids: _Uids, storage: _Storage) -> 
         if has_place:
             _place(item, volume, number)
         elif common.SOPClassUID == _CR:
-            spacing = [_number(volume.spacing_mm[1]), _number(volume.spacing_mm[0])]
+            spacing = [number_of(volume.spacing_mm[1]), number_of(volume.spacing_mm[0])]
             _set(item, ImagerPixelSpacing=spacing, PixelSpacing=spacing, PixelSpacingCalibrationType="FIDUCIAL",
                  PixelSpacingCalibrationDescription="spacing of the generated pixel grid")
         else:
-            _set(item, PixelSpacing=[_number(volume.spacing_mm[1]), _number(volume.spacing_mm[0])])
+            _set(item, PixelSpacing=[number_of(volume.spacing_mm[1]), number_of(volume.spacing_mm[0])])
         if common.Modality == "CT" or not storage.is_identity:
-            _set(item, RescaleSlope=_number(storage.slope), RescaleIntercept=_number(storage.intercept),
+            _set(item, RescaleSlope=number_of(storage.slope), RescaleIntercept=number_of(storage.intercept),
                  RescaleType="HU" if common.Modality == "CT" else "US")
         item.add_new("PixelData", "OW", storage.encode(array[:, :, number].T).tobytes())
         slices.append(item)
@@ -350,12 +275,12 @@ def _place(item: Dataset, volume: Volume, number: int) -> None:
     column = lps[:3, 1] - (lps[:3, 1] @ row) * row
     column /= np.linalg.norm(column)
     position = lps[:3, 3] + number * lps[:3, 2]
-    _set(item, ImagePositionPatient=[_number(value) for value in position],
-         ImageOrientationPatient=[_number(value) for value in (*row, *column)],
-         PixelSpacing=[_number(steps[1]), _number(steps[0])],
-         SliceThickness=_number(steps[2]) if volume.dims == 3 else None)
+    _set(item, ImagePositionPatient=[number_of(value) for value in position],
+         ImageOrientationPatient=[number_of(value) for value in (*row, *column)],
+         PixelSpacing=[number_of(steps[1]), number_of(steps[0])],
+         SliceThickness=number_of(steps[2]) if volume.dims == 3 else None)
     if volume.dims == 3:
-        item.SpacingBetweenSlices = _number(steps[2])
+        item.SpacingBetweenSlices = number_of(steps[2])
 
 
 def _corners(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -201,6 +201,14 @@ def resample(
     return replace(volume, array=array, affine=zoomed_affine(volume.affine, factors.tolist()), slice_thickness_mm=None)
 
 
+def resized(volume: Volume, shape: Sequence[int], *, order: int = 1) -> Volume:
+    """The volume on a grid of `shape` voxels over the same field of view, as `resample` does it."""
+    if volume.shape == tuple(shape):
+        return volume
+    spacing = [s * n / m for s, n, m in zip(volume.spacing_mm, volume.shape, shape, strict=True)]
+    return resample(volume, spacing, order=order, shape=shape)
+
+
 def resample_to(
     volume: Volume, affine: Affine, shape: Sequence[int], *, order: int, outside: float | None = None
 ) -> Volume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,11 @@ def intensity_maps(array: NDArray[Any], settings: Intensity) -> tuple[IntensityM
         raw, mapped = zip(*settings.knots, strict=True)
         return tuple(IntensityMap(raw, mapped) for _ in array)
     return tuple(_percentile_map(channel, settings.percentiles) for channel in array)
+
+
+def mapped(array: NDArray[Any], maps: Sequence[IntensityMap]) -> NDArray[np.float32]:
+    """(C, ...) raw values as float32 network values, each channel through its own map."""
+    return np.stack([known.forward(channel, np.float32) for known, channel in zip(maps, array, strict=True)])
 
 
 def foreground(channel: NDArray[Any]) -> NDArray[Any]:

@@ -58,12 +58,10 @@ class Augmentation:
 
     Args:
         flips: Spatial axes, counted from 0, along which a mirrored image is as good.
-        quarters: Quarter turns in the plane of the first two axes, which have to be of equal length.
         intensity: Brightness and contrast; not where values are absolute (CT).
     """
 
     flips: tuple[int, ...] = (0,)
-    quarters: bool = False
     intensity: bool = True
 
     def __call__(self, images: Tensor, probability: float, maps: Tensor | None = None) -> Tensor:
@@ -91,12 +89,9 @@ class Augmentation:
         return whole * kept_by_cutout(whole, probability)
 
     def _mirrored(self, images: Tensor, probability: float) -> Tensor:
-        """Flips and quarter turns: exact, so that they blur nothing."""
+        """Flips: exact, so that they blur nothing."""
         for axis in self.flips:
             images = torch.where(_chosen(images, 0.5 * probability), images.flip(axis + 2), images)
-        if self.quarters and images.shape[2] == images.shape[3]:
-            for turns in (1, 2):
-                images = torch.where(_chosen(images, 0.5 * probability), images.rot90(turns, (2, 3)), images)
         return images
 
 

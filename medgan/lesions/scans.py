@@ -15,7 +15,7 @@ from medgan.datasets.cases import Case, Dataset
 from medgan.errors import Refused
 from medgan.imaging.convert import cast
 from medgan.imaging.geometry import reorient
-from medgan.imaging.intensity import BACKGROUND_SHARE, IntensityMap, intensity_maps
+from medgan.imaging.intensity import BACKGROUND_SHARE, IntensityMap, intensity_maps, mapped
 from medgan.imaging.volume import Volume
 
 #: Below this many Hounsfield units is air.
@@ -124,7 +124,7 @@ def open_scan(dataset: Dataset, case: Case, config: Config) -> Scan:
         mask = reorient(mask) if mask is not None else None
     shape = (*volume.shape, 1)[:3]
     maps = intensity_maps(volume.array, config.intensity)
-    image = np.stack([m.forward(c, np.float32).reshape(shape) for m, c in zip(maps, volume.array, strict=True)])
+    image = mapped(volume.array, maps).reshape(-1, *shape)
     labels, organs = (np.zeros(shape, np.uint8), None) if mask is None else lesions_and_organs(
         mask.array[0].reshape(shape), dataset, config.data.organs)
     spacing = np.array((*volume.spacing_mm, 1.0)[:3])

@@ -19,7 +19,7 @@ from medgan.config import Augment, Config
 from medgan.datasets.cases import Case
 from medgan.errors import Refused
 from medgan.imaging.geometry import reorient
-from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.intensity import IntensityMap, intensity_maps, mapped
 from medgan.imaging.volume import Volume
 from medgan.lesions.compose import Made, compose, values_of
 from medgan.lesions.library import Library
@@ -265,7 +265,7 @@ def crop_scan(volume: Volume, labels: NDArray[np.uint8], case: Case, outline: Ou
                       "Put in lesions before intensities are scaled")
     tissue, maps = _told(outline, volume, raw, labels) if outline is not None else (None, None)
     maps = maps or intensity_maps(raw, config.intensity)
-    image = np.stack([m.forward(c, np.float32) for m, c in zip(maps, raw, strict=True)])
+    image = mapped(raw, maps)
     spacing = np.array((*volume.spacing_mm, 1.0)[:3])
     scan = Scan(case, volume, image, labels, spacing, maps, "RAS", organs=organs)
     return scan if tissue is None else Part(**vars(scan), inside=tissue)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medgan.reports.forest import ticks
-from medgan.reports.sheets import GAP, grey
+from medgan.reports.sheets import GAP, grey, plane
 
 #: Colours that people who see few of them tell apart as well (Okabe and Ito 2008): real blue, synthetic orange first.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -251,8 +251,7 @@ def picture_of(image: NDArray[Any], *, lines_down: bool, zoom: int = 1) -> NDArr
         lines_down: Whether its second axis runs down the page, as in rasters; else up, as in RAS.
         zoom: Whole-number enlargement.
     """
-    plane = image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
-    picture = grey(plane[:, ::-1] if lines_down else plane)
+    picture = grey(plane(image, lines_down=lines_down))
     return picture.repeat(zoom, 0).repeat(zoom, 1)
 
 

@@ -17,6 +17,17 @@ CAPTION_HEIGHT = 14
 COLOURS = ((255, 80, 60), (80, 200, 255), (255, 210, 60), (120, 255, 120), (220, 120, 255), (255, 150, 200))
 
 
+def plane(image: NDArray[Any], *, lines_down: bool = False) -> NDArray[Any]:
+    """(C, X, Y[, Z]) -> (X, Y): first channel, of volumes the middle slice, its second axis up.
+
+    Args:
+        image: The image.
+        lines_down: Whether its second axis runs down the page, as in rasters; else up, as in RAS.
+    """
+    flat = image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
+    return flat[:, ::-1] if lines_down else flat
+
+
 def grey(image: NDArray[Any], low: float = -1.0, high: float = 1.0) -> NDArray[np.uint8]:
     """A 2D image (X, Y) as an upright RGB picture (H, W, 3); `low` is black and `high` white."""
     scaled = np.clip((np.asarray(image, np.float64) - low) / (high - low), 0, 1)

@@ -13,22 +13,19 @@ from numpy.typing import NDArray
 
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.classes import ONLY_CLASS
 from medgan.datasets.layouts import LAYOUTS
 from medgan.datasets.provenance import read_if_synthetic
 from medgan.datasets.splits import patient_key
 from medgan.errors import Refused
-from medgan.imaging.geometry import reorient, resample
-from medgan.imaging.intensity import intensity_maps
+from medgan.imaging.geometry import reorient, resized
+from medgan.imaging.intensity import intensity_maps, mapped
 from medgan.imaging.planar import lines_down
 from medgan.imaging.volume import Volume
 from medgan.verbs.judging import Roles
 
-#: What all images are called where no classes are known.
-ONLY_CLASS = "image"
 #: Fewer images than this, real or synthetic, and no figure means anything.
 FEWEST = 10
-#: Slices of a volume that are compared with 2D images, and the part of its length at either end that is left out.
-SLICES, ENDS = 16, 0.15
 #: Percentiles of the raw values that are told of each image.
 RAW = (1.0, 50.0, 99.0)
 #: Raw values differ where the synthetic median of a percentile lies off by this part of the real range.
@@ -172,7 +169,9 @@ class _Whole:
         label = str(case.label) if self.named else ONLY_CLASS
         for part in self._parts(volume):
             raw = np.percentile(part.array[0], RAW)
-            yield _mapped(_resized(part, self.size), self.config), label, patient_key(case), case.id, raw
+            array = resized(part, self.size).array
+            values = mapped(array, intensity_maps(array, self.config.intensity))
+            yield values, label, patient_key(case), case.id, raw
 
     def _parts(self, volume: Volume) -> Iterator[Volume]:
         if volume.dims == 2:
@@ -185,8 +184,9 @@ class _Whole:
         if self.dims == 3:
             yield volume
             return
-        depth = volume.shape[2]
-        for k in np.unique(np.linspace(ENDS * depth, (1 - ENDS) * depth - 1, SLICES).astype(int)):
+        from medgan.learning.tasks.image_source import slices_of
+
+        for k in slices_of(volume.shape[2]):
             yield Volume(volume.array[..., k], volume.affine, volume.modality, volume.source)
 
 
@@ -243,18 +243,6 @@ class _Lesions:
         parent = open_scan(*self.parents[record.parents[0]], config)
         return labels if parent.labels.shape != labels.shape else np.where(parent.labels > 0, 0, labels).astype(
             labels.dtype)
-
-
-def _resized(volume: Volume, size: tuple[int, ...]) -> Volume:
-    if volume.shape == size:
-        return volume
-    spacing = tuple(s * n / m for s, n, m in zip(volume.spacing_mm, volume.shape, size, strict=True))
-    return resample(volume, spacing, order=1, shape=size)
-
-
-def _mapped(volume: Volume, config: Config) -> NDArray[np.float32]:
-    maps = intensity_maps(volume.array, config.intensity)
-    return np.stack([m.forward(c, np.float32) for m, c in zip(maps, volume.array, strict=True)])
 
 
 def _joined(rows: Sequence[_Row], dataset: Dataset) -> Pictures:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgan.config import Evaluate
+from medgan.datasets.classes import ONLY_CLASS
 from medgan.errors import Refused
-from medgan.verbs.looking import ONLY_CLASS, Material, Pictures
+from medgan.verbs.looking import Material, Pictures
 
 #: All classes together, in the mix in which there are enough of each.
 ALL = "all classes"
@@ -170,11 +171,11 @@ def _memory(material: Material, made: Pictures, settings: Evaluate, seed: int, w
     from medgan.metrics.memorisation import memorisation
 
     fresh = material.heldout.thinned(settings.most, seed)
-    known = {image.tobytes() for image in material.train.images}
-    identical = sum(image.tobytes() in known for image in made.images)
     if min(len(material.train), len(made), len(fresh)) < 2:
         warnings.append(f"{len(fresh)} held-out image is too few to look for copies.")
         return {}, ()
+    known = {image.tobytes() for image in material.train.images}
+    identical = sum(image.tobytes() in known for image in made.images)
     found = memorisation(made.images, material.train.images, fresh.images, patients=material.train.patients,
                          classes=(made.labels, fresh.labels), seed=seed)
     warnings += found.warnings

@@ -146,12 +146,13 @@ class _Gallery:
         """(N, C, X, Y[, Z]) as pictures of the first channel, in 3D of the middle slice."""
         from medgan.reports.sheets import grey
 
-        return [grey(self.flat(image[0])) for image in images.float().cpu().numpy()]
+        return [grey(self.flat(image)) for image in images.float().cpu().numpy()]
 
     def flat(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(X, Y[, Z]) as one slice whose second axis goes up."""
-        plane = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
-        return plane[:, ::-1] if self.run.interface.get("lines_down") else plane
+        """(C, X, Y[, Z]) as one slice whose second axis goes up."""
+        from medgan.reports.sheets import plane
+
+        return plane(image, lines_down=bool(self.run.interface.get("lines_down")))
 
     def save(self, name: str, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> None:
         from medgan.reports.sheets import save, sheet
@@ -335,7 +336,7 @@ def _attend(gallery: _Gallery, sets: Sequence[tuple[str, Tensor, list[Tensor]]])
         seen = [attention(critic, images, context, made=made) for made in (False, True)]
         shown = gallery.shown(images)
         rows += [(name, shown), ("where the discriminator looks: red for real, blue for made", [
-            _tinted(picture, gallery.flat(red), gallery.flat(blue))
+            _tinted(picture, gallery.flat(red[None]), gallery.flat(blue[None]))
             for picture, red, blue in zip(shown, *seen, strict=True)])]
     gallery.save("attention.png", rows)
 

@@ -239,9 +239,11 @@ def _begun(run: Run) -> list[str]:
     """What the run was begun with, from its log."""
     import json
 
+    from medgan.learning.checkpoints import LOG
+
     if run.config.training.start is None:
         return []
-    lines = (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run.path / LOG).read_text(encoding="utf-8").splitlines()
     return [entry["note"] for entry in map(json.loads, lines[:1]) if entry["images"] == 0]
 
 

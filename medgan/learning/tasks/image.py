@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -135,22 +136,22 @@ class ImageTask(Task):
 
     def sheet(self, generator: nn.Module, source: Any) -> NDArray[np.uint8]:
         """For each class, a row of real images, their label maps where they count, and two rows of made ones."""
-        from medgan.reports.sheets import grey, outlined, sheet
+        from medgan.reports.sheets import grey, outlined, plane, sheet
 
-        rows, down = [], bool(source.interface.get("lines_down"))
+        rows, flat = [], functools.partial(plane, lines_down=bool(source.interface.get("lines_down")))
         for index, name in enumerate(source.interface["classes"]):
             images, maps = source.of_class(index), source.maps_of_class(index)
             if not len(images):
                 continue
             kept = _spread_over(len(images), SHEET_COLUMNS)
-            rows.append((f"{name}: real", [grey(_picture(x, down)) for x in images[kept]]))
+            rows.append((f"{name}: real", [grey(flat(x)) for x in images[kept]]))
             follow = None if maps is None else maps[np.resize(kept, SHEET_COLUMNS)]
             if follow is not None:
-                numbers = [_picture(x.argmax(axis=0)[None], down).astype(np.int64) for x in follow]
+                numbers = [flat(x.argmax(axis=0)[None]).astype(np.int64) for x in follow]
                 rows.append((f"{name}: label map", [outlined(np.full(y.shape, -1.0), y) for y in numbers]))
             for seed in (0, 1):
                 made = sample(generator, index, SHEET_COLUMNS, seed, maps=follow)
-                rows.append((f"{name}: made", [grey(_picture(x, down)) for x in made]))
+                rows.append((f"{name}: made", [grey(flat(x)) for x in made]))
         return sheet(rows, zoom=max(1, 64 // max(source.interface["size"])))
 
     @staticmethod
@@ -162,9 +163,3 @@ class ImageTask(Task):
 def _spread_over(count: int, most: int) -> NDArray[np.intp]:
     """Indices of at most so many of `count` images, evenly spread: data sets come sorted by patient."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.intp))
-
-
-def _picture(image: NDArray[np.float32], lines_down: bool) -> NDArray[np.float32]:
-    """(C, X, Y[, Z]) -> (X, Y): first channel, middle slice, its second axis up."""
-    plane = image[0] if image.ndim == 3 else image[0, :, :, image.shape[3] // 2]
-    return plane[:, ::-1] if lines_down else plane

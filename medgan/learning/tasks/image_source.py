@@ -16,8 +16,8 @@ from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.classes import ONLY_CLASS, class_warnings, trainable_classes
 from medgan.errors import Refused
 from medgan.imaging.convert import cast
-from medgan.imaging.geometry import reorient, resample
-from medgan.imaging.intensity import IntensityMap, intensity_maps
+from medgan.imaging.geometry import reorient, resized
+from medgan.imaging.intensity import IntensityMap, intensity_maps, mapped
 from medgan.imaging.planar import lines_down
 from medgan.imaging.volume import Volume
 from medgan.learning.image_networks import ImageGenerator
@@ -68,10 +68,12 @@ class ImageSource:
         typical = self._typical(dataset, cases)
         self.size = tuple(like["size"]) if like else _fit(tuple(n for n, _ in typical), config.data.crop)
         spacing = [s * n / m for (n, s), m in zip(typical, self.size, strict=True)]
-        images, labels, maps, raw_range = [], [], [], []
+        images: list[NDArray[np.float32]] = []
+        labels, maps, raw_range = [], [], []
         shapes: dict[tuple[int, ...], str] = {}
         flat: list[str] = []
         kinds: set[np.dtype[Any]] = set()
+        down = False
         for case in cases:
             kept = [plane for plane in self._planes(dataset, case) if not _flat(plane[0])]
             if not kept:
@@ -79,13 +81,14 @@ class ImageSource:
             for image, mask in kept:
                 shapes.setdefault(image.shape, case.id)
                 kinds.add(image.array.dtype)
-                resized = _resize(image, self.size)
-                scales = intensity_maps(resized.array, config.intensity)
-                images.append(np.stack([m.forward(c, np.float32) for m, c in zip(scales, resized.array, strict=True)]))
+                down = lines_down(image) if not images else down
+                array = resized(image, self.size).array
+                scales = intensity_maps(array, config.intensity)
+                images.append(mapped(array, scales))
                 labels.append(names.index(case.label) if case.label in names else 0)
                 raw_range.append([(m.raw[0], m.raw[-1]) for m in scales])
                 if mask is not None:
-                    maps.append(np.searchsorted(values, _resize(mask, self.size, order=0).array[0]).astype(np.uint8))
+                    maps.append(np.searchsorted(values, resized(mask, self.size, order=0).array[0]).astype(np.uint8))
         self._refuse_flat(dataset, names if like is None else (), labels, flat)
         if len({image.shape for image in images}) != 1:
             raise Refused("GEOM_CHANNELS_DIFFER", dataset.root, "the images differ in their number of channels",
@@ -100,7 +103,7 @@ class ImageSource:
             "channels": int(self.images.shape[1]), "classes": list(names), "size": list(self.size),
             "spacing_mm": [round(float(s), 4) for s in spacing], "raw_range": knots.tolist(),
             "dtype": str(np.result_type(*kinds)), "channel_names": list(dataset.channels),
-            "lines_down": lines_down(self._planes(dataset, cases[0])[0][0])}
+            "lines_down": down}
         if self.maps is not None:
             self.interface["maps"] = [dataset.labels[value] for value in values]
 
@@ -151,7 +154,7 @@ class ImageSource:
         return one_hot(self.maps[rows], len(self.interface["maps"]))
 
     def batch(self, step: int) -> Batch:
-        """`training.batch` images, classes drawn as `training.balance` says; flips are left to the user's data."""
+        """`training.batch` images, classes drawn as `training.balance` says."""
         rng = np.random.default_rng([self.config.seed, 2, step])
         shares = np.array([len(rows) for rows in self._rows.values()]) / len(self.labels)
         balance = self.config.training.balance
@@ -221,13 +224,6 @@ def _fit(shape: tuple[int, ...], largest: int) -> tuple[int, ...]:
     return tuple(max(8, round(n * scale)) for n in shape)
 
 
-def _resize(volume: Volume, size: tuple[int, ...], order: int = 1) -> Volume:
-    if volume.shape == size:
-        return volume
-    spacing = tuple(s * n / m for s, n, m in zip(volume.spacing_mm, volume.shape, size, strict=True))
-    return resample(volume, spacing, order=order, shape=size)
-
-
 def one_hot(numbers: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     """(n, ...) label numbers -> (n, count, ...) with 1 where the label is."""
     return np.stack([numbers == number for number in range(count)], axis=1).astype(np.float32)
@@ -242,7 +238,7 @@ def label_map(mask: Volume, labels: Sequence[int], size: Sequence[int]) -> NDArr
         size: The network's image size.
     """
     turned = reorient(mask) if mask.dims == 3 else mask
-    numbers = np.searchsorted(sorted(labels), _resize(turned, tuple(size), order=0).array[0]).astype(np.uint8)
+    numbers = np.searchsorted(sorted(labels), resized(turned, size, order=0).array[0]).astype(np.uint8)
     return one_hot(numbers[None], len(labels))
 
 
@@ -309,7 +305,5 @@ def made_volume(generator: nn.Module, run: Run, label: str | None, template: Vol
         return replace(small, array=cast(small.array, np.dtype(run.interface["dtype"])), modality=run.config.modality)
     # The network's axes are those of RAS; the template's may be turned or flipped.
     turned = reorient(template) if template.dims == 3 else template
-    spacing = tuple(s * n / m for s, n, m in zip(small.spacing_mm, small.shape, turned.shape, strict=True))
-    full = resample(small, spacing, order=1, shape=turned.shape) if small.shape != turned.shape else small
-    placed = turned.with_array(cast(full.array, template.array.dtype))
+    placed = turned.with_array(cast(resized(small, turned.shape).array, template.array.dtype))
     return reorient(placed, template.orientation) if template.dims == 3 else placed
