@@ -36,7 +36,7 @@ def test_a_cut_is_a_box_in_as_many_images_as_asked_for(shape: tuple[int, ...]) -
 @pytest.mark.parametrize("shape", SHAPES)
 def test_images_keep_their_shape_and_change_as_often_as_asked_for(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    images, augment = torch.randn(64, 2, *shape), Augmentation(quarters=True)
+    images, augment = torch.randn(64, 2, *shape), Augmentation()
     assert augment(images, 0.0) is images
     few, many = (augment(images, p) for p in (0.05, 0.7))
     assert few.shape == many.shape == images.shape
@@ -49,7 +49,7 @@ def test_images_keep_their_shape_and_change_as_often_as_asked_for(shape: tuple[i
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_seed_gives_one_augmentation_and_gradients_pass(shape: tuple[int, ...]) -> None:
-    augment, images = Augmentation(quarters=True), torch.randn(8, 1, *shape, requires_grad=True)
+    augment, images = Augmentation(), torch.randn(8, 1, *shape, requires_grad=True)
     torch.manual_seed(3)
     first = augment(images, 0.8)
     torch.manual_seed(3)
@@ -108,7 +108,7 @@ def test_maps_go_to_the_same_places_as_the_image() -> None:
     maps[:, 1, 4:9, 6:14] = 1
     maps[:, 0] = 1 - maps[:, 1]
     image = maps[:, 1:].clone()
-    seen = Augmentation(intensity=False, quarters=True)(image, 0.8, maps)
+    seen = Augmentation(intensity=False)(image, 0.8, maps)
     assert seen.shape == (32, 3, 16, 16)
     assert torch.allclose(seen[:, 0], seen[:, 2], atol=1e-6)
     bright = Augmentation(intensity=True)(image, 0.8, maps)
