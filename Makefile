@@ -11,11 +11,11 @@ DEMO := runs/demo
 MARKED := $(if $(SLOW),,-m "not slow")
 
 .DEFAULT_GOAL := help
-.PHONY: help install chromium demo test lint clean
+.PHONY: help install system demo test lint clean
 
 help:
 	@echo "make install   a virtual environment with medgan and what its tests need"
-	@echo "make chromium  the browser in which a test opens the report, where it is missing (Debian; root or sudo)"
+	@echo "make system    a browser and a DICOM server that two tests use, where they are missing (Debian; root or sudo)"
 	@echo "make demo      train on built-in CT phantoms and put the lesions into scans, in under 8 minutes"
 	@echo "make test      ruff, mypy and the tests, in under 10 minutes; SLOW=1 adds the slow ones"
 	@echo "make lint      ruff and mypy alone"
@@ -32,13 +32,23 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One test opens the report of `medgan evaluate` in a real browser; without one it skips and says so.
-chromium:
-	@if command -v chromium >/dev/null; then :; \
-	elif ! command -v apt-get >/dev/null; then echo "no apt-get: install chromium by hand"; \
-	else ROOT=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
-	  { $$ROOT apt-get update -qq && $$ROOT apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } \
-	  >/dev/null 2>&1 || echo "chromium could not be installed: the test that needs it will skip"; fi
+# One test opens the report of `medgan evaluate` in a real browser, another sends DICOM to a real server; without them
+# they skip and say so. Debian's orthanc comes with a service on ports 4242 and 8042: it is kept from starting (policy-rc.d)
+# and then switched off, since the test starts a server of its own where nothing else sees it.
+system:
+	@command -v apt-get >/dev/null || { echo "no apt-get: install chromium and orthanc by hand"; exit 0; }; \
+	export PATH="$$PATH:/usr/sbin" POLICY=/usr/sbin/policy-rc.d; MADE=; WANTED=; \
+	ROOT=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+	command -v chromium >/dev/null || WANTED="chromium fonts-liberation"; \
+	command -v Orthanc >/dev/null || WANTED="$$WANTED orthanc"; \
+	[ -n "$$WANTED" ] || exit 0; \
+	$$ROOT apt-get update -qq >/dev/null 2>&1; \
+	[ -e $$POLICY ] || { MADE=1; printf '#!/bin/sh\nexit 101\n' | $$ROOT tee $$POLICY; $$ROOT chmod +x $$POLICY; } >/dev/null 2>&1; \
+	for ONE in $$WANTED; do \
+	  $$ROOT env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$ONE >/dev/null 2>&1 \
+	  || echo "$$ONE could not be installed: the test that needs it will skip"; done; \
+	case "$$WANTED" in *orthanc*) $$ROOT update-rc.d orthanc disable >/dev/null 2>&1 || :;; esac; \
+	[ -z "$$MADE" ] || $$ROOT rm -f $$POLICY
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO) $(DEMO)-x2

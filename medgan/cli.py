@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,11 +14,9 @@ import typer
 
 from medgan import __version__
 from medgan.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_SKIPPED, Interrupted, Refused
+from medgan.terminal import Bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
-    from medgan.verbs.progress import Progress
     from medgan.verbs.upsample_folder import FolderReport
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -45,7 +43,7 @@ def train(
     """Train a generator; without a data set, on phantoms."""
     from medgan.verbs.train import train as verb
 
-    with _Bar() as bar:
+    with Bar() as bar:
         run = verb(dataset, modality=modality, task=task, out=out, minutes=minutes, resume=resume, config=config,
                    settings=settings or (), seed=seed, device=device, progress=bar)
     if as_json:
@@ -75,18 +73,22 @@ def augment(
     from medgan.verbs.augment import augment as verb
 
     _choice("--method", method, ("gan", "paste", "procedural"))
-    with _Bar() as bar:
+    with Bar() as bar:
         made = verb(dataset, factor=_factor(factor), out=out, model=model, method=method,  # type: ignore[arg-type]
                     balance=balance, workers=workers, modality=modality, config=config, settings=settings or (),
                     seed=seed or 0, device=device, progress=bar)
     if as_json:
         _print_json({"out": str(made.out), "originals": made.originals, "synthetic": list(made.synthetic),
                      "skipped": dict(made.skipped), "run": str(made.run) if made.run else None, "factor": made.factor,
-                     "choice": made.choice.as_json() if made.choice else None, "warnings": list(made.warnings)})
+                     "choice": made.choice.as_json() if made.choice else None, "warnings": list(made.warnings),
+                     "hashed_ids": made.hashed_ids})
     else:
         for line in made.choice.lines() if made.choice else ():
             print(line)
         print(f"{made.out}: {made.originals} real cases and {len(made.synthetic)} synthetic ones")
+        if made.synthetic:
+            print("Ids are hashed in what was made." if made.hashed_ids else
+                  "Ids of cases are kept in what was made; --set data.hash_ids=true hashes them.")
         for warning in made.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     _end_with(made.skipped)
@@ -105,13 +107,14 @@ def synthesize(
     """Make cases with a run."""
     from medgan.verbs.synthesize import synthesize as verb
 
-    with _Bar() as bar:
+    with Bar() as bar:
         made = verb(run, count, out=out, label=label, size_mm=size_mm, seed=seed or 0, device=device,
                     config=config, settings=settings or (), progress=bar)
     if as_json:
         _print_json({"out": str(out), "cases": [case.record for case in made]})
     else:
-        print(f"{out}: {len(made)} synthetic cases")
+        print(f"{out}: {len(made)} synthetic cases; names and records hold the ids of their parents, unless "
+              "data.hash_ids=true")
     if len(made) < count:
         print(f"{count - len(made)} of {count} found no place in the tissue", file=sys.stderr)
         raise typer.Exit(EXIT_SKIPPED)
@@ -155,13 +158,13 @@ def upsample(
         if labels is not None:
             raise Refused("CFG_VALUE", f"--labels {labels}", f"{source} is a folder of cases, whose own masks are "
                           "refined", "Leave it out, or give one volume")
-        with _Bar() as bar:
+        with Bar() as bar:
             made = upsample_folder(source, target, workers=workers, progress=bar, **options)
         _print_folder(made, as_json)
         return
     if workers != 1:
         raise Refused("CFG_VALUE", f"--workers {workers}", "one volume is done by one process", "Leave it out")
-    with _Bar() as bar:
+    with Bar() as bar:
         told = upsample_file(source, target, labels=labels, labels_target=labels_out, maps=as_json, progress=bar,
                              **options)
     if as_json:
@@ -199,7 +202,7 @@ def fill(
     from medgan.verbs.fill import fill_file
 
     _choice("--method", method, ("auto", "gan", "tissue", "smooth"))
-    with _Bar() as bar:
+    with Bar() as bar:
         told = fill_file(source, mask, target, model=model, method=method, margin=margin, modality=modality,
                          seed=seed or 0, device=device, config=config, settings=settings or (), progress=bar)
     if as_json:
@@ -240,7 +243,7 @@ def evaluate(
     """Say whether synthetic images are like real ones, as varied, copies, and of use."""
     from medgan.verbs.evaluate import evaluate as verb
 
-    with _Bar() as bar:
+    with Bar() as bar:
         found = verb(real, synthetic, heldout=heldout, out=out, modality=modality, config=config,
                      settings=settings or (), seed=seed, device=device, progress=bar)
     if as_json:
@@ -257,11 +260,11 @@ def evaluate(
 def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set or run.")],
             pictures: Annotated[Path | None, typer.Option(help="For a run: a folder for pictures of what it has "
                                                           "learned.")] = None,
-            seed: Seed = None, as_json: AsJson = False) -> None:
+            config: ConfigFile = None, settings: Settings = None, seed: Seed = None, as_json: AsJson = False) -> None:
     """Say what a path is and what is wrong with it; of a run, draw what it has learned."""
     from medgan.verbs.inspect import inspect as verb
 
-    found = verb(path)
+    found = verb(path, config=config, settings=settings or ())
     drawn = _pictures(path, pictures, seed) if pictures is not None and found.status != "refused" else {}
     if as_json:
         _print_json(found.as_json() | ({"pictures": drawn} if drawn else {}))
@@ -272,9 +275,8 @@ def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set 
         for volume in found.volumes:
             print("  " + ", ".join(f"{name} {value}" for name, value in volume.items()))
         for note in found.notes:
-            fix = f". {note['fix']}." if "fix" in note else ""
-            print(f"  {'error' if found.status == 'refused' else 'warning'}[{note['code']}] {note['where']}: "
-                  f"{note['why']}{fix}")
+            fix = f". {note['fix']}." if note["fix"] else ""
+            print(f"  {note['level']}[{note['code']}] {note['where']}: {note['why']}{fix}")
         for name in drawn.get("files", ()):
             print(f"  picture: {pictures / name if pictures else name}")
     for text in drawn.get("notes", ()):
@@ -286,7 +288,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Volume, series, data set 
 def _pictures(path: Path, out: Path, seed: int | None) -> dict[str, Any]:
     from medgan.verbs.pictures import pictures
 
-    with _Bar() as bar:
+    with Bar() as bar:
         drawn = pictures(path, out, seed=seed or 0, progress=bar)
     return {"out": str(out), "files": drawn.files, "figures": drawn.figures, "notes": drawn.notes}
 
@@ -304,6 +306,9 @@ def main() -> None:
     """Entry point: verbs' refusals and interruptions become messages and exit codes."""
     # Threads that spin while they wait make training ten times slower where other programs want the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # Schedulers ask for an end in this way; it is Ctrl-C to all that follows.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except Refused as refused:
@@ -311,16 +316,35 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # everything is said: another one ends it without a word
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit as ended:
         # Typer ends the program without a word when Ctrl-C reaches it.
         if ended.code == EXIT_INTERRUPTED:
-            print("interrupted before there was anything to save", file=sys.stderr)
+            print("interrupted twice: stopped at once; what was finished is kept" if _again(ended)
+                  else "interrupted before there was anything to save", file=sys.stderr)
         raise
     except OSError as error:
         # A full disk or a lost mount is the user's to mend, and no traceback helps with it.
         print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        from medgan.learning.accumulation import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print("error: memory did not suffice. Give smaller images or crops, fewer --workers, or a larger machine",
+              file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+def _again(ended: BaseException) -> bool:
+    """Whether the interruption that ended the program came while an earlier one was being handled."""
+    count, error = 0, ended.__context__
+    while error is not None:
+        count += isinstance(error, (KeyboardInterrupt, Interrupted))
+        error = error.__context__
+    return count > 1
 
 
 def _version(wanted: bool) -> None:
@@ -342,56 +366,6 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-class _Bar:
-    """A progress bar with rate and time left on a terminal; a line a stage elsewhere."""
-
-    def __enter__(self) -> _Bar:
-        self.stage, self.started, self.first = "", 0.0, 0
-        self.bar: Bars | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.stage != self.stage:
-            self._begin(progress)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=progress.done, total=progress.total,
-                            text=" · ".join(part for part in (self._rate(progress), progress.text) if part))
-
-    def _begin(self, progress: Progress) -> None:
-        self.stage, self.started, self.first = progress.stage, time.monotonic(), progress.done
-        if not sys.stderr.isatty():
-            print(": ".join(part for part in (progress.stage, progress.text) if part), file=sys.stderr, flush=True)
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bars
-
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("{task.fields[text]}"), console=Console(stderr=True))
-        self.task = self.bar.add_task(progress.stage, total=progress.total, text="")
-        self.bar.start()
-
-    def _rate(self, progress: Progress) -> str:
-        elapsed, done = time.monotonic() - self.started, progress.done - self.first
-        if elapsed < 1 or done <= 0:
-            return ""
-        rate = done / elapsed
-        left = f", {_duration((progress.total - progress.done) / rate)} left" if progress.total else ""
-        shown = f"{rate:.0f} {progress.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s a {progress.unit.rstrip('s')}"
-        return shown + left
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ TaskName = Literal["lesion", "image", "upscale"]
 Objective = Literal["relativistic", "minimax", "non-saturating", "least-squares", "hinge", "wasserstein"]
 Penalty = Literal["own", "none", "r1", "r1r2", "gradient-norm"]
 
+#: No settings file is larger, and none nests deeper.
+MOST_BYTES, DEEPEST = 2**20, 16
+#: How much of a wrong setting an error shows.
+_SHOWN = 80
+
 
 class Section(BaseModel):
     """A table of settings: frozen, and an unknown key is an error."""
@@ -199,7 +204,7 @@ class Config(Section):
             if first["type"] == "extra_forbidden":
                 raise Refused("CFG_UNKNOWN", where, f"there is no setting {name!r}",
                               f"Use one of {', '.join(known_settings(name))}") from None
-            raise Refused("CFG_VALUE", where, f"{name} = {first['input']!r}: {first['msg'].lower()}",
+            raise Refused("CFG_VALUE", where, f"{name} = {repr(first['input'])[:_SHOWN]}: {first['msg'].lower()}",
                           f"See the description of {name} in medgan/config.py") from None
 
 
@@ -219,26 +224,36 @@ def known_settings(near: str = "") -> list[str]:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Refused("FILE_MISSING", path, "there is no such settings file", "Give the path of a TOML file")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise Refused("CFG_UNSAFE", path, "YAML can build objects and expand without bound, and is not read",
+                      "Write the settings as TOML")
+    with path.open("rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise Refused("LIMIT", path, f"it is larger than {MOST_BYTES} bytes", "Check that these are settings")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        data = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise Refused("CFG_VALUE", path, f"the file is not TOML ({error})", "Write the settings as TOML") from None
     _refuse_expressions(data, path)
     return data
 
 
-def _refuse_expressions(value: Any, path: Path) -> None:
+def _refuse_expressions(value: Any, where: str | Path, depth: int = 0) -> None:
     """Settings that other tools would execute are named, not silently taken as text."""
+    if depth > DEEPEST:
+        raise Refused("CFG_VALUE", where, "the settings are nested deeper than any setting is", "Write name = value")
     if isinstance(value, dict):
-        if "_target_" in value:
-            raise Refused("CFG_UNSAFE", path, "_target_ asks for code to be run", "Remove it: settings are only values")
-        for inner in value.values():
-            _refuse_expressions(inner, path)
+        for key, inner in value.items():
+            if key == "_target_" or key.startswith("$"):
+                raise Refused("CFG_UNSAFE", where, f"{key[:40]} asks for code to be run",
+                              "Remove it: settings are only values")
+            _refuse_expressions(inner, where, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _refuse_expressions(inner, path)
+            _refuse_expressions(inner, where, depth + 1)
     elif isinstance(value, str) and value.startswith("$"):
-        raise Refused("CFG_UNSAFE", path, "a $ expression asks for code to be run", "Write the value itself")
+        raise Refused("CFG_UNSAFE", where, "a $ expression asks for code to be run", "Write the value itself")
 
 
 def _for_task(data: dict[str, Any], task: str) -> dict[str, Any]:
@@ -266,10 +281,17 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """`training.batch=8` as (name, value), the value read as TOML or else taken as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise Refused("CFG_VALUE", f"--set {text}", "a setting is written name=value", "Write --set training.batch=8")
+    key, equals, value = (part.strip() for part in text.partition("="))
+    shown = f"--set {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"
+    if not equals or not key:
+        raise Refused("CFG_VALUE", shown, "a setting is written name=value", "Write --set training.batch=8")
+    if key.count(".") > DEEPEST:
+        raise Refused("CFG_UNKNOWN", shown, "no setting has so many parts", "Write --set training.batch=8")
     try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+        read = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        read = value
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets without end
+        raise Refused("CFG_VALUE", shown, "the value cannot be read", "Write --set training.batch=8") from None
+    _refuse_expressions(read, shown)
+    return key, read

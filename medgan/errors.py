@@ -111,6 +111,7 @@ CODES: dict[str, str] = {
     # data sets and tables
     "DATASET_UNKNOWN": "no known data set layout",
     "DATASET_EMPTY": "a data set without usable training cases",
+    "DATASET_UNFINISHED": "an augmented data set that is not finished yet",
     "DATASET_JSON": "dataset.json is missing something or wrong",
     "TAB_DUPLICATE_ID": "two cases have the same id",
     "TAB_MISSING_LABEL": "a row without its label",
@@ -143,10 +144,12 @@ CODES: dict[str, str] = {
     "OUT_DENIED": "the output cannot be written to",
     "FILE_DENIED": "the file may not be read",
     "OUT_BUSY": "another process is writing to this output",
+    "WORKER_DIED": "a worker process ended without a word",
     "PLACE_NONE": "no place in the tissue fits the lesion",
     "FACTOR_RANGE": "a factor outside the supported range",
     "INPUT_KIND": "an input of a kind that is not supported",
     "PIPELINE_UNKNOWN": "no pipeline of that name",
+    "OUT_OF_MEMORY": "the machine's or the GPU's memory does not hold the work",
     "TRAINING_DIVERGED": "training ran away and could not be brought back",
 }
 

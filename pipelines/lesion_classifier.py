@@ -41,6 +41,7 @@ from medgan.reports.sheets import save
 from medgan.storage import write_json, write_text
 from medgan.verbs.augment import Augmented
 from medgan.verbs.plans import same_plan
+from medgan.verbs.reading import asked_rules
 from medgan.verbs.showing import PICTURE
 from medgan.verbs.train import PHANTOM_BUDGET, default_task
 
@@ -111,7 +112,8 @@ def main(
         dataset, *heldout = [write_phantoms(out / name, cast(Any, modality), count=count, seed=chance)
                              for name, (count, chance) in PHANTOMS.items()]
         settings = [*(f"{name}={value}" for name, value in PHANTOM_BUDGET.items()), *(settings or [])]
-    real, others = open_dataset(dataset), [open_dataset(path) for path in heldout or ()]
+    rules = asked_rules(None, settings or ())
+    real, others = open_dataset(dataset, rules), [open_dataset(path, rules) for path in heldout or ()]
     for other in others:
         check_disjoint(real, other)
     task, modality = default_task(real), modality or real.modality
@@ -226,7 +228,7 @@ def _made(real: Dataset, fold: _Fold, plan: Mapping[str, Any], read: Callable[[D
         if method not in fold.augmented:
             fold.augmented[method] = _augmented(subset, fold.folder, plan, method)
         augmented, run = fold.augmented[method]
-        opened = open_dataset(augmented.out)
+        opened = open_dataset(augmented.out, subset.rules)
         synthetic = [case for case in opened.cases if case.synthetic][kept :: len(mixed)]
         cases += [read(opened, case) for case in synthetic]
         places += [place for case in synthetic for place in _places(LAYOUTS[opened.layout].sidecar(case))]

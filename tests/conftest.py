@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,11 @@ import pytest
 
 # One thread: results are the same bytes everywhere, and parallel workers do not fight over cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without job control starts background commands with Ctrl-C ignored, and medgan leaves that so; the tests of
+# Ctrl-C, and the programs they start, need it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -15,6 +15,7 @@ from pydicom.uid import (
 
 from medgan.errors import Refused
 from medgan.imaging.dicom import read_series
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Volume
 
 ROWS, COLUMNS, SLICES = 40, 32, 5
@@ -67,9 +68,9 @@ def save(items: list[Any], folder: Path, names: list[str] | None = None) -> Path
     return folder
 
 
-def refusal(path: Path, **options: Any) -> str:
+def refusal(path: Path, rules: Rules = DEFAULT_RULES) -> str:
     with pytest.raises(Refused) as caught:
-        read_series(path, **options)
+        read_series(path, rules)
     return caught.value.code
 
 

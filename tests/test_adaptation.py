@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,3 +127,16 @@ def test_settings_reach_the_adaptation(thick: Volume, monkeypatch: pytest.Monkey
                            ("CFG_VALUE", {"settings": ["training.batch=1"], "method": "linear"})):
         with pytest.raises(Refused, match=wrong):
             medgan.upsample(thick, factor=(1, 1, 3), **options)
+
+
+@pytest.mark.parametrize("code", adaptation.GIVEN_UP)
+def test_a_training_that_cannot_go_on_leaves_the_model_as_it_is(thick: Volume, code: str,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: object) -> Iterator[None]:
+        raise Refused(code, "training", "it ran away", "Do not")
+        yield
+
+    monkeypatch.setattr(adaptation, "train", stops)
+    sharp, report = medgan.upsample(thick, profile="gaussian", adapt=True, report=True, maps=False)
+    assert report.adapted == 0.0 and any("it ran away" in warning for warning in report.warnings)
+    assert np.array_equal(sharp.array, medgan.upsample(thick, profile="gaussian").array)

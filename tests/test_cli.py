@@ -292,7 +292,7 @@ def test_inspect_describes_a_volume_and_a_series(tmp_path: Path, medgan: Command
     assert (told["status"], told["kind"]) == ("ok", "volume")
     assert told["volumes"][0] | {"range": None, "modality": None} == {
         "shape": list(make.SHAPE), "channels": 1, "spacing_mm": [0.8, 1.0, 2.5], "orientation": "LPS",
-        "modality": None, "dtype": "int16", "range": None}
+        "origin_mm": [40.0, 30.0, -10.0], "modality": None, "dtype": "int16", "range": None}
     make.dicom_series(tmp_path / "series", 1, "CANARY")
     status, out, _ = medgan("inspect", tmp_path / "series", "--json")
     told = json.loads(out)
@@ -311,7 +311,7 @@ def test_inspect_of_what_cannot_be_read_is_exit_code_3(as_json: bool, tmp_path: 
     if as_json:
         told = json.loads(out)
         assert told["status"] == "refused" and told["codes"] == [told["notes"][0]["code"]]
-        assert set(told["notes"][0]) == {"code", "where", "why", "fix"}
+        assert set(told["notes"][0]) == {"level", "code", "where", "why", "fix"}
     else:
         assert re.search(r"error\[FILE_[A-Z]+\] .*a\.nii\.gz: ", out)
     assert everything(tmp_path) == ["a.nii.gz", "cwd"]
@@ -329,4 +329,4 @@ def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, mr_set: Path, m
 
     monkeypatch.setattr("medgan.verbs.plans.write_json", full)
     status, _, err = medgan("augment", mr_set, "--method", "paste", "--out", tmp_path / "new")
-    assert (status, err.splitlines()[-1]) == (1, "error: No space left on device: scan.nii.gz")
+    assert status == 3 and err.splitlines()[-1].startswith("error[OUT_FULL] scan.nii.gz: ")

@@ -173,3 +173,30 @@ def test_every_number_has_a_description_or_a_name_that_says_it() -> None:
 def _flat(values: dict[str, Any]) -> list[str]:
     return [f"{key}.{inner}" if inner else key for key, value in values.items()
             for inner in (_flat(value) if isinstance(value, dict) else [""])]
+
+
+@pytest.mark.parametrize(("name", "text", "code"), [
+    ("a.yaml", "!!python/object/apply:os.system ['touch canary']\n", "CFG_UNSAFE"),
+    ("a.yml", "a: &a [x]\nb: &b [*a, *a]\n", "CFG_UNSAFE"),
+    ("a.toml", "seed = '$import os'\n", "CFG_UNSAFE"),
+    ("a.toml", "[training]\n'$x' = 1\n", "CFG_UNSAFE"),
+    ("a.toml", "[network]\n_target_ = 'os.system'\n", "CFG_UNSAFE"),
+    ("a.toml", f"seed = {'9' * 5_000}\n", "CFG_VALUE"),
+    ("a.toml", f"{'a.' * 50_000}a = 1\n", "CFG_VALUE"),
+    ("a.toml", f"a = {'[' * 100_000}\n", "CFG_VALUE"),
+    ("a.toml", "!!python/object:x\n", "CFG_VALUE"),
+    ("a.toml", f"# {'x' * 2**20}\n", "LIMIT"),
+    ("a.json", "[" * 100_000, "CFG_VALUE"),
+])  # fmt: skip
+def test_files_that_attack_are_refused(name: str, text: str, code: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    error = refused(file=path)
+    assert error.code == code and len(str(error)) < 1_000
+
+
+@pytest.mark.parametrize("text", [f"seed={'9' * 5_000}", f"{'a.' * 5_000}a=1", f"a={'[' * 5_000}", "training.from=$x",
+                                  f"training.batch={'x' * 5_000}"])
+def test_settings_that_attack_are_refused(text: str) -> None:
+    error = refused(settings=[text])
+    assert error.code in ("CFG_VALUE", "CFG_UNKNOWN", "CFG_UNSAFE") and len(str(error)) < 2_000

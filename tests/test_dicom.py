@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -27,11 +28,16 @@ from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
     RLELossless,
 )
 
 from medgan.imaging.dicom import read_series
+from medgan.imaging.dicom_write import write_synthetic
+from medgan.imaging.geometry import reorient
+from medgan.imaging.volume import Volume
 
 # --- what a good series becomes -------------------------------------------------------------------------------------
 
@@ -57,6 +63,51 @@ def test_oblique_series_agrees_with_highdicom(tmp_path: Path) -> None:
     items = [make_slice(z, values()[z], (5, 6, 7) + z * 3.1 * normal, (*row, *column)) for z in range(SLICES)]
     save(items, tmp_path)
     assert_same(one(tmp_path), highdicom.get_volume_from_series([pydicom.dcmread(p) for p in tmp_path.iterdir()]))
+
+
+def _lps_value(points: np.ndarray) -> np.ndarray:
+    """A value that tells every place on a grid of whole mm from every other."""
+    return np.asarray(points @ [1, 20, 400], dtype=np.int64)
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["up", "down"])
+def test_all_24_directions_of_slices_show_the_same_patient(tmp_path: Path, backwards: bool) -> None:
+    units = [sign * unit for unit in np.eye(3) for sign in (1, -1)]
+    planes = [(row, column) for row in units for column in units if row @ column == 0]
+    assert len(planes) == 24
+    seen = set()
+    for number, (row, column) in enumerate(planes):
+        normal = np.cross(row, column) * (-1 if backwards else 1)
+        items = []
+        for z in range(4):
+            position = np.array([3, -2, 5]) + 3 * z * normal
+            rows, columns = np.mgrid[:6, :5]
+            points = position + 2 * rows[..., None] * column + columns[..., None] * row
+            item = make_slice(z, _lps_value(points).astype(np.int16), position, (*row, *column))
+            item.PixelSpacing, item.SliceThickness = [2, 1], 3
+            items.append(item)
+        volume = one(save(items, tmp_path / str(number)))
+        assert volume.shape == (5, 6, 4) and volume.notes == ()
+        index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), axis=-1)
+        points = (index @ volume.affine[:3, :3].T + volume.affine[:3, 3]) * [-1, -1, 1]
+        np.testing.assert_array_equal(volume.array[0], _lps_value(np.rint(points)))
+        assert np.abs(points - np.rint(points)).max() < 1e-9
+        seen.add(volume.orientation)
+    assert len(seen) == 24  # as stored, a series is never mirrored
+
+
+@pytest.mark.slow
+def test_all_48_orientations_survive_writing_and_reading(tmp_path: Path) -> None:
+    original = one(save(make_series(3), tmp_path / "source"))
+    small = reorient(Volume(original.array[:, :5, :4], original.affine, "ct"))
+    for number, axes in enumerate(itertools.permutations(("RL", "AP", "SI"))):
+        for letters in itertools.product(*axes):
+            turned = reorient(small, "".join(letters))
+            folder = tmp_path / f"{number}{''.join(letters)}"
+            write_synthetic(turned, folder, model_hash="0", seed=1, derivation="turned")
+            back = reorient(one(folder))
+            np.testing.assert_array_equal(back.array, small.array)
+            np.testing.assert_allclose(back.affine, small.affine, atol=1e-9)
 
 
 def test_rescale_is_applied_slice_by_slice(tmp_path: Path) -> None:
@@ -175,17 +226,23 @@ def test_single_slice_keeps_its_place(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine[:3, 3], [10, 20, -25])
 
 
-@pytest.mark.parametrize("name", ["big endian", "deflated", "rle", "jpeg2000", "no preamble", "no meta"])
+CODECS = {"rle": RLELossless, "jpegls": JPEGLSLossless, "jpeg2000": JPEG2000Lossless}
+
+
+@pytest.mark.parametrize("name", ["implicit", "big endian", "deflated", "rle", "jpegls", "jpeg2000", "no preamble",
+                                  "no meta"])
 def test_encodings_give_the_same_volume(tmp_path: Path, name: str) -> None:
     items, expected = make_series(), set()
     for item in items:
-        if name == "big endian":
+        if name == "implicit":
+            item.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        elif name == "big endian":
             item.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
             item.PixelData = np.frombuffer(item.PixelData, np.int16).byteswap().tobytes()
         elif name == "deflated":
             item.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-        elif name in ("rle", "jpeg2000"):
-            item.compress(RLELossless if name == "rle" else JPEG2000Lossless, generate_instance_uid=False)
+        elif name in CODECS:
+            item.compress(CODECS[name], generate_instance_uid=False)
     save(items, tmp_path)
     for path in tmp_path.iterdir():
         if name == "no preamble":
@@ -216,6 +273,16 @@ def test_enhanced_frames_are_sorted_and_rescaled_one_by_one(tmp_path: Path) -> N
     np.testing.assert_array_equal(volume.array[0], expected.transpose(2, 1, 0))
     np.testing.assert_allclose(volume.affine[:3, 3], [10, 20, -30])
     assert volume.notes == ()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_compressed_enhanced_frames_are_the_same(tmp_path: Path, name: str) -> None:
+    plain = one(save([enhanced([3, 0, 4, 1, 2])], tmp_path / "plain"))
+    item = enhanced([3, 0, 4, 1, 2])
+    item.compress(CODECS[name], generate_instance_uid=False)
+    volume = one(save([item], tmp_path / name))
+    np.testing.assert_array_equal(volume.array, plain.array)
+    np.testing.assert_allclose(volume.affine, plain.affine)
 
 
 def test_enhanced_time_points_are_split(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 
 from medgan.errors import Refused
-from medgan.imaging import dicom_file, dicom_pixels
+from medgan.imaging import decoders, decoding, dicom_file
 from medgan.imaging.dicom import is_dicom, read_series, template
 
 # --- damaged and hostile files --------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_codestream_larger_than_its_header_is_not_decoded(tmp_path: Path) -> Non
     path = _file(tmp_path, item)
     data = bytearray(path.read_bytes())
     place = data.index(b"\xff\x4f\xff\x51")
-    assert dicom_pixels.codestream_shape(bytes(data[place:])) == (ROWS, COLUMNS)
+    assert decoders.codestream_shape(bytes(data[place:])) == (ROWS, COLUMNS)
     data[place + 8:place + 16] = struct.pack(">2I", 60000, 60000)
     path.write_bytes(bytes(data))
     assert refusal(path) == "PIX_DECODE_FAILED"
@@ -130,9 +130,9 @@ def test_codestream_larger_than_its_header_is_not_decoded(tmp_path: Path) -> Non
 def test_codestream_shape_reads_jpeg_frame_headers() -> None:
     tables = b"\xff\xd8\xff\xe0\0\x04ab\xff\xff\xc4\0\x03x"
     for marker in (b"\xc0", b"\xc3", b"\xf7"):
-        assert dicom_pixels.codestream_shape(tables + b"\xff" + marker + struct.pack(">HBHHB", 11, 8, 33, 44, 1)) \
+        assert decoders.codestream_shape(tables + b"\xff" + marker + struct.pack(">HBHHB", 11, 8, 33, 44, 1)) \
             == (33, 44)
-    assert dicom_pixels.codestream_shape(b"\0" * 64) is None
+    assert decoders.codestream_shape(b"\0" * 64) is None
 
 
 def test_truncated_rle_that_panics_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -147,21 +147,18 @@ def test_truncated_rle_that_panics_is_refused(tmp_path: Path, capfd: pytest.Capt
     capfd.readouterr()
 
 
-def test_codec_panic_is_a_refusal_and_an_interrupt_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Panic(BaseException):
-        pass
-
+def test_an_interrupt_while_decoding_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = make_series()[0]
     item.compress(RLELossless, generate_instance_uid=False)
     path = _file(tmp_path, item)
-    for error, expected in ((Panic, Refused), (KeyboardInterrupt, KeyboardInterrupt)):
-        def explode(*_: Any, error: type[BaseException] = error) -> Any:
-            raise error
-            yield
 
-        monkeypatch.setattr(dicom_pixels, "_run_decoder", explode)
-        with pytest.raises(expected):
-            read_series(path)
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(decoding._Program, "receive", interrupted)
+        read_series(path)
+    assert len(read_series(path)) == 1
 
 
 def test_dicomdir_is_never_followed(tmp_path: Path) -> None:

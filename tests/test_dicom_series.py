@@ -26,6 +26,7 @@ from dicom_makers import (
 
 from medgan.imaging import dicom
 from medgan.imaging.dicom import find_series, load_series, read_series
+from medgan.imaging.rules import Rules
 
 Mutation = Callable[[list[Any]], Any]
 
@@ -102,10 +103,10 @@ def test_bad_series_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.Mo
 
 def test_size_cap_comes_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(make_series(), tmp_path)
-    needed = SLICES * ROWS * COLUMNS * 2
-    assert len(read_series(tmp_path, max_bytes=needed)) == 1
+    needed = (SLICES + 2) * ROWS * COLUMNS * 2  # the volume, and one slice as it is read and decoded
+    assert len(read_series(tmp_path, Rules(needed))) == 1
     monkeypatch.setattr(dicom, "load_frames", lambda *_: pytest.fail("decoded"))
-    assert refusal(tmp_path, max_bytes=needed - 1) == "LIMIT"
+    assert refusal(tmp_path, Rules(needed - 1)) == "LIMIT"
 
 
 # --- series that are taken with a note ------------------------------------------------------------------------------

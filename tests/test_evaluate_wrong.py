@@ -16,6 +16,7 @@ import medgan
 from medgan.config import Config
 from medgan.datasets.layouts import open_dataset
 from medgan.errors import Interrupted, Refused
+from medgan.storage import claimed
 from medgan.verbs import evaluate as verb
 from medgan.verbs import looking, measuring
 from medgan.verbs.judging import roles
@@ -149,7 +150,7 @@ def test_both_files_are_written_or_none(stop: type[BaseException], known: bool, 
     target = tmp_path / "out"
     if known:
         target.mkdir()
-    with pytest.raises(stop):
+    with pytest.raises(stop), claimed(target):
         verb._write(target, {"a": 1}, "page")
     assert list(tmp_path.rglob("*")) == ([target] if known else [])
 

@@ -18,12 +18,12 @@ PACKAGE = ROOT / "medgan"
 
 #: From the top of the house to its foundations; a room may import from its own tier and from those below.
 TIERS: tuple[frozenset[str], ...] = (
-    frozenset({"cli", "transforms"}),
+    frozenset({"cli", "terminal", "transforms"}),
     frozenset({"verbs"}),
     frozenset({"reports", "metrics", "lesions", "learning"}),
     frozenset({"datasets"}),
     frozenset({"imaging"}),
-    frozenset({"config", "errors", "storage", "resources", "weights"}),
+    frozenset({"config", "errors", "notices", "storage", "resources", "weights"}),
 )
 #: What no module may load when it is imported, since `import medgan` and `medgan --help` would pay for it.
 HEAVY = ("torch", "monai", "skimage", "scipy", "numpy", "nibabel", "pydicom", "PIL")

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from test_layouts import add_one, needs_shared
 
+from medgan.datasets.cards import CARD, PLAN
 from medgan.datasets.layouts import open_dataset
+from medgan.errors import Refused
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -109,3 +111,14 @@ def test_real_sets_pass_before_and_after(name: str, verify: object, tmp_path: Pa
     verify(SHARED / "data" / name)
     add_one(open_dataset(SHARED / "data" / name), tmp_path / "out")
     verify(tmp_path / "out")
+
+
+def test_what_augment_has_not_finished_is_no_data_set(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make.nifti(tmp_path / name / "x.nii.gz", make.image(1))
+    assert open_dataset(tmp_path).classes == ("a", "b")
+    (tmp_path / PLAN).write_text("{}")
+    with pytest.raises(Refused, match="DATASET_UNFINISHED"):
+        open_dataset(tmp_path)
+    (tmp_path / CARD).write_text("card")
+    assert open_dataset(tmp_path).classes == ("a", "b")

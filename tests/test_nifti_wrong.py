@@ -18,6 +18,7 @@ from nifti_makers import AFFINE, TURN, code_of, notes_of, patched, saved, values
 from medgan.errors import Refused
 from medgan.imaging import nifti
 from medgan.imaging.nifti import read_nifti, write_nifti
+from medgan.imaging.rules import Rules
 
 # --- what is wrong with a file -----------------------------------------------------------------------------------
 
@@ -232,13 +233,13 @@ def test_memory_stays_bounded_whatever_is_claimed(tmp_path: Path) -> None:
         stream.write(header_claiming((512, 512, 100)))
         for _ in range(100):
             stream.write(bytes(512 * 512))
-    cases: list[tuple[str, bytes, dict[str, int], str]] = [
-        ("a.nii.gz", bomb.getvalue(), {"max_bytes": 2**20}, "LIMIT"),
+    cases: list[tuple[str, bytes, dict[str, Any], str]] = [
+        ("a.nii.gz", bomb.getvalue(), {"rules": Rules(2**20)}, "LIMIT"),
         ("a.nii", header_claiming((32767, 32767, 32767)) + bytes(128), {}, "LIMIT_OR_TRUNCATED"),
         ("a.nii.gz", gzip.compress(header_claiming((32767, 32767, 32767))), {}, "LIMIT_OR_TRUNCATED"),
         ("a.nii", header_claiming((1000, 1000, 1000)) + bytes(128), {}, "FILE_TRUNCATED"),
         ("a.nii.gz", gzip.compress(header_claiming((1000, 1000, 1000))), {}, "FILE_TRUNCATED"),
-        ("a.nii", header_claiming((100, 100, 1)) + bytes(10000), {"max_bytes": 9999}, "LIMIT"),
+        ("a.nii", header_claiming((100, 100, 1)) + bytes(10000), {"rules": Rules(19_999)}, "LIMIT"),
         ("a.nii.gz", gzip.compress(header_claiming((8, 8, 8)) + bytes(50_000_000)), {}, "FILE_TRAILING_DATA"),
     ]
     for name, content, options, code in cases:

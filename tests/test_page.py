@@ -98,7 +98,7 @@ def test_pictures_stand_upright() -> None:
 def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        pytest.skip("no chromium on this machine: the page is not opened in a browser (make chromium)")
+        pytest.skip("no chromium on this machine: the page is not opened in a browser (make system)")
     return found
 
 

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from medgan.errors import Refused
-from medgan.imaging import files, planar
+from medgan.imaging import files
+from medgan.imaging.decoders import raster_bytes_per_pixel
 from medgan.imaging.nifti import write_nifti
 from medgan.imaging.planar import lines_down, read_planar, write_planar
+from medgan.imaging.rules import Rules
 from medgan.imaging.volume import Volume
 
 #: 4 columns (X) and 3 rows (Y).
@@ -128,7 +130,7 @@ def test_bombs_are_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "d.npy").write_bytes(npy("(10000, 10000)", "<f8") + bytes(100))
     with zipfile.ZipFile(tmp_path / "e.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("image.npy", npy("(100000, 100000)", "<f8") + bytes(10**6))
-    expected = {"a.png": "LIMIT", "b.png": "LIMIT", "c.npy": "LIMIT_OR_TRUNCATED", "d.npy": "FILE_TRUNCATED",
+    expected = {"a.png": "LIMIT", "b.png": "FILE_TRUNCATED", "c.npy": "LIMIT_OR_TRUNCATED", "d.npy": "FILE_TRUNCATED",
                 "e.npz": "LIMIT_OR_TRUNCATED"}
     for name, code in expected.items():
         tracemalloc.start()
@@ -278,7 +280,7 @@ def test_every_reader_is_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for suffix in files.READERS:
         seen: list[Path] = []
 
-        def reader(path: Path, channels: bool, seen: list[Path] = seen) -> list[Volume]:
+        def reader(path: Path, asked: files.Asked, seen: list[Path] = seen) -> list[Volume]:
             seen.append(path)
             return [volume]
 
@@ -292,15 +294,15 @@ def test_one_image_means_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     path = tmp_path / "a.nii"
     path.write_bytes(b"x")
     volume = Volume(np.ones((1, 2, 2)))
-    monkeypatch.setitem(files.READERS, ".nii", lambda path, channels: [volume, volume])
+    monkeypatch.setitem(files.READERS, ".nii", lambda path, asked: [volume, volume])
     assert len(files.read_all(path)) == 2
     with pytest.raises(Refused) as refused:
         files.read(path)
     assert refused.value.code == "SERIES_SPLIT" and "read_all" in refused.value.fix
-    monkeypatch.setitem(files.READERS, ".nii", lambda path, channels: [])
+    monkeypatch.setitem(files.READERS, ".nii", lambda path, asked: [])
     assert code_of(path, files.read) == "NO_IMAGES"
     wrong = Volume(np.full((1, 2, 2), np.nan))
-    monkeypatch.setitem(files.READERS, ".nii", lambda path, channels: [wrong])
+    monkeypatch.setitem(files.READERS, ".nii", lambda path, asked: [wrong])
     assert code_of(path, files.read) == "PIX_NONFINITE"
 
 
@@ -324,9 +326,11 @@ def test_a_raster_under_another_rasters_name(tmp_path: Path) -> None:
     assert np.array_equal(read_planar(tmp_path / "a.bmp")[0].array[0].T, ROWS)
 
 
-def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planar, "MAX_PIXELS", 11)
-    assert code_of(saved(tmp_path / "a.png", ROWS.astype(np.uint8))) == "LIMIT"
+def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", ROWS.astype(np.uint8))
+    needed = ROWS.size * raster_bytes_per_pixel("L")
+    assert np.array_equal(read_planar(path, rules=Rules(needed))[0].array[0].T, ROWS)
+    assert code_of(path, lambda path: read_planar(path, rules=Rules(needed - 1))) == "LIMIT"
 
 
 def test_lines_of_rasters_and_arrays_run_down_and_others_say(tmp_path: Path) -> None:

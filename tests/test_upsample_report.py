@@ -184,10 +184,10 @@ def test_image_and_labels_are_written_both_or_neither(tmp_path: Path, monkeypatc
         upsample_file(tmp_path / "in.nii.gz", out, labels_target=tmp_path / "no" / "mask.nii.gz", **options)
     write = medgan.write
 
-    def failing(volume: Volume, path: Path) -> None:
+    def failing(volume: Volume, path: Path, **options: Any) -> None:
         if path == mask:
             raise OSError("no space left")
-        write(volume, path)
+        write(volume, path, **options)
 
     monkeypatch.setattr("medgan.imaging.files.write", failing)
     with pytest.raises(OSError, match="no space"):

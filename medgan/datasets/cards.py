@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from string import Template
 
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import SPLITS, patient_key
+from medgan.errors import CODES
 from medgan.resources import resource
 
+#: What an augmented data set was asked to be, written before its first case, and the card, after the last one.
+PLAN, CARD = "medgan-augment.json", "DATA_CARD.md"
 #: Keys under which descriptions of data sets name their licence and where they come from.
 _LICENCE_KEYS = ("licence", "license", "License", "Licence")
 _REFERENCE_KEYS = ("reference", "ReferencesAndLinks", "DatasetDOI", "description")
@@ -63,6 +67,22 @@ def data_card(
         synthetic=_synthetic(synthetic, len(cases), method, model, model_hash, seed),
         limits="\n".join(f"- {_line(limit)}" for limit in (*_LIMITS, *remarks)),
     )
+
+
+def ids_remark(dataset: Dataset) -> tuple[str, ...]:
+    """What a card says of the ids that are in names and records."""
+    if dataset.names:
+        return ("Ids are hashed in what medgan writes: names of synthetic files, records and tables. Whoever can guess "
+                "an id can check the guess. Files copied from the originals keep their names and all that is in them.",)
+    return ("Ids of cases and patients are kept: names of synthetic files, records and tables show them. "
+            "data.hash_ids=true hashes them.",)
+
+
+def notes_remarks(records: Sequence[Provenance]) -> list[str]:
+    """What was odd about parents and holds for what was made of them, a line for each code."""
+    counts = Counter(code for record in records for code in record.parent_notes)
+    return [f"{count} of {len(records)} synthetic cases: of the real case behind it was noted {code} ({CODES[code]})."
+            for code, count in sorted(counts.items()) if code in CODES]
 
 
 def _counts(cases: Sequence[Case]) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from medgan.errors import Note
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Modality, Volume
+from medgan.notices import tell
 
 Split = Literal["train", "val", "test"]
 
@@ -63,6 +65,8 @@ class Dataset:
         cases: All cases of all splits, sorted by id.
         info: Further entries of the data set's own description, kept for writing it back.
         notes: What was odd about the data set and taken all the same.
+        rules: How its images are read: the most memory, and what becomes of irregular series.
+        names: Where ids are hashed (`medgan.datasets.hashing`), hash -> id; empty where they are not.
     """
 
     root: Path
@@ -74,6 +78,8 @@ class Dataset:
     cases: tuple[Case, ...]
     info: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    rules: Rules = DEFAULT_RULES
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def modality(self) -> Modality | None:
@@ -106,12 +112,15 @@ class Dataset:
         """
         from medgan.datasets.loading import load_case
 
-        return load_case(self, case)
+        image, mask = load_case(self, case)
+        tell((*image.notes, *(mask.notes if mask is not None else ())))
+        return image, mask
 
     def fingerprint(self) -> str:
         """A hash of what the data set's training cases are: ids, file sizes, labels, channels; not of where it lies."""
         rows = [
-            [case.id, case.split, case.label, [_size(path) for path in case.images], _size(case.mask)]
+            [self.names.get(case.id, case.id), case.split, case.label, [_size(path) for path in case.images],
+             _size(case.mask)]
             for case in self.cases
         ]
         text = json.dumps([rows, list(self.channels), sorted(self.labels.items())], sort_keys=True)

@@ -13,14 +13,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.hashing import rejoined
 from medgan.datasets.paths import DICOM_ENDINGS, NIFTI_ENDINGS, PROVENANCE_ENDING, ending, image_files, safe_name, stem
 from medgan.datasets.provenance import Provenance, read_if_synthetic
 from medgan.datasets.splits import leaks
 from medgan.errors import Note, Refused
 from medgan.imaging.convert import cast
 from medgan.imaging.planar import RASTERS
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Volume
-from medgan.storage import atomic_path
+from medgan.storage import atomic_folder, atomic_path, remove_whole
 
 
 class Layout(ABC):
@@ -42,7 +44,7 @@ class Layout(ABC):
         """Whether `root` looks like this layout; cheap. A description that cannot be read is refused at once."""
 
     @abstractmethod
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         """Describes the data set at `root` without reading voxels of images.
 
         Raises:
@@ -141,11 +143,16 @@ def case_files(case: Case) -> list[Path]:
 
 
 def copy_path(source: Path, target: Path) -> None:
-    """Copies a file, or the files directly in a folder, each atomically; a link is copied as what it points to."""
+    """Copies a file, or the files directly in a folder, whole or not at all; a link is copied as what it points to."""
     if source.is_dir():
-        for inner in sorted(source.iterdir()):
-            if inner.is_file() and not inner.name.startswith("."):
+        files = [inner for inner in sorted(source.iterdir()) if inner.is_file() and not inner.name.startswith(".")]
+        if target.exists():
+            for inner in files:
                 copy_path(inner, target / inner.name)
+        else:  # a series with some of its slices would be a shorter one
+            with atomic_folder(target) as temporary:
+                for inner in files:
+                    copy_path(inner, temporary / inner.name)
     elif not (target.is_file() and target.stat().st_size == source.stat().st_size):
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
@@ -160,12 +167,13 @@ def write_like(volume: Volume, path: Path, source: Path, provenance: Provenance 
 
         # A killed run may have got as far as this folder; `write_synthetic` would take it for someone else's.
         if path.is_dir() and all(inner.suffix == ".dcm" for inner in path.iterdir()):
-            shutil.rmtree(path)
+            remove_whole(path)
         derivation = f"medgan {provenance.method}" if provenance else "medgan"
         write_synthetic(volume, path, model_hash=provenance.model_hash if provenance else "",
                         seed=provenance.seed if provenance else 0, derivation=derivation)
         return
-    files.write(replace(volume, array=cast(volume.array, stored_dtype(source, volume.array.dtype))), path)
+    files.write(replace(volume, array=cast(volume.array, stored_dtype(source, volume.array.dtype))), path,
+                says=files.SYNTHETIC if provenance else files.DERIVED)
 
 
 def stored_dtype(path: Path, otherwise: np.dtype[Any]) -> np.dtype[Any]:
@@ -228,6 +236,7 @@ def finished(
             raise Refused("LABEL_MISSING", where,
                           f"case {unmasked[0]!r} has no mask while others of the {split} split have one",
                           "Add the mask (an empty one where there is nothing to mark) or remove the case")
+    cases = rejoined(cases)
     notes = []
     found = leaks(cases)
     if found:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import shutil
+import sys
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,26 @@ from medgan.datasets.paths import safe_name, stay_inside, visible
 from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import SPLITS
 from medgan.errors import Note, Refused
-from medgan.imaging.checks import MAX_BYTES, refuse_nonfinite
+from medgan.imaging.archives import check_members
+from medgan.imaging.arrays import claimed_bytes, read_array, read_header, stored_bytes, taken_bytes
+from medgan.imaging.checks import refuse_nonfinite
 from medgan.imaging.convert import cast
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Volume
 from medgan.storage import atomic_path
 
 #: How many arrays are held while their rows are asked for one by one; a split each.
 _CACHED_ARRAYS = 3
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 
 
 class Npz(Layout):
     """MedMNIST-style arrays: images (N, H, W) or (N, D, H, W), one class an image as (N,) or (N, 1).
 
     A row's columns become axis X and its lines axis Y (and D axis Z). Synthetic images are appended to the training
-    arrays. Since rows have no names, `train_ids` then names them, and their records lie in `<name>-provenance/`.
+    arrays. Since rows have no names, `train_ids` then names them, `train_synthetic` marks those that were made, and
+    their records lie in `<name>-provenance/`.
     """
 
     name = "npz"
@@ -46,21 +50,21 @@ class Npz(Layout):
         path = _archive(root)
         return path is not None and any(f"{split}_images" in _shapes(path) for split in SPLITS)
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         path = _archive(root)
         assert path is not None
-        shapes = _shapes(path)
+        shapes = _shapes(path, rules)
         cases: list[Case] = []
         for split in SPLITS:
             if f"{split}_images" not in shapes:
                 continue
             shape, dtype = shapes[f"{split}_images"]
             _check_images(shape, dtype, path, split)
-            labels = _labels(path, shapes, split, shape[0])
+            labels = _labels(path, shapes, split, shape[0], rules)
             ids = [f"{split}-{row:05d}" for row in range(shape[0])]
             if f"{split}_ids" in shapes:
-                ids = [str(each) for each in _array(path, f"{split}_ids").reshape(-1)]
-            if len(ids) != shape[0]:
+                ids = _texts(_array(path, f"{split}_ids", rules).reshape(-1), path, f"{split}_ids")
+            if len(ids) != shape[0] or not all(ids):
                 raise Refused("TAB_UNMATCHED", path, f"{split}_ids does not name every image", "Correct the file")
             cases += [
                 Case(case_id, (path,), label=label, patient=case_id, split=split, row=row,
@@ -119,24 +123,24 @@ class Npz(Layout):
         assert source is not None
         target = out / source.name
         new = sorted((case for case in cases if case.id not in dataset.ids), key=lambda case: case.id)
-        if not _already_there(target, new):
-            arrays = {key: _array(source, key) for key in _shapes(source)}
+        if not _already_there(target, new, dataset.rules):
+            arrays = {key: _array(source, key, dataset.rules) for key in _shapes(source)}
             if new:
                 _append(arrays, new, dataset)
             with atomic_path(target) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        _cached.cache_clear()
+        _held.clear()
         shutil.rmtree(_work_folder(target), ignore_errors=True)
 
 
-def read_row(case: Case) -> Volume:
+def read_row(case: Case, rules: Rules = DEFAULT_RULES) -> Volume:
     """One image of a MedMNIST-style file as (1, X, Y[, Z]); no spacing is recorded, so 1 mm is assumed.
 
     Raises:
         Refused: `FILE_*`, `LIMIT`, `PIX_NONFINITE`, or `TAB_UNMATCHED` when the row is not there.
     """
     path = case.images[0]
-    images = _array(path, case.array)
+    images = _array(path, case.array, rules)
     if case.row is None or not 0 <= case.row < len(images):
         raise Refused("TAB_UNMATCHED", path, f"it has no row {case.row} for case {case.id!r}",
                       "Open the data set again")
@@ -159,8 +163,12 @@ def _archive(root: Path) -> Path | None:
     return found[0]
 
 
-def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Name -> shape and dtype of every array, from the headers alone, each checked against the bytes it claims.
+def _shapes(path: Path, rules: Rules | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name -> shape and dtype of every array, from the headers alone, each checked against the bytes that are there.
+
+    Args:
+        path: The file.
+        rules: What reading one of the arrays may take; None: it is not asked.
 
     Raises:
         Refused: `FILE_CORRUPT`, `FILE_UNSAFE` or `LIMIT_OR_TRUNCATED`.
@@ -168,38 +176,52 @@ def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
             for member in archive.infolist():
                 with archive.open(member) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape, _, dtype = read[version](stream)
-                if dtype.hasobject:
-                    raise Refused("FILE_UNSAFE", path, f"{member.filename} holds pickled Python objects",
-                                  "Save plain arrays of numbers")
-                claimed = math.prod(shape) * dtype.itemsize
-                if claimed > MAX_BYTES or claimed > member.file_size:
+                    header = read_header(stream, path)
+                claimed = claimed_bytes(header)
+                if claimed > stored_bytes(member, path) or (rules and taken_bytes(header) > rules.limit):
                     raise Refused("LIMIT_OR_TRUNCATED", path, f"{member.filename} claims {claimed:,} bytes",
-                                  f"Keep arrays below {MAX_BYTES:,} bytes, and check that the file is whole")
-                found[member.filename.removesuffix(".npy")] = (shape, dtype)
-    except (*_UNREADABLE, KeyError, SyntaxError, RuntimeError) as error:
+                                  "Check that the file is whole; if it is, make it smaller or raise data.max_gib")
+                found[member.filename.removesuffix(".npy")] = (header[0], header[2])
+    except (*_UNREADABLE, RuntimeError) as error:
         raise Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})", "Save it again") from None
     return found
 
 
-@functools.lru_cache(maxsize=_CACHED_ARRAYS)
-def _cached(path: Path, name: str, stamp: tuple[int, int]) -> NDArray[Any]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: NDArray[Any] = archive[name]
-    except _UNREADABLE as error:
-        raise Refused("FILE_CORRUPT", path, f"{name} cannot be read ({error})", "Save it again") from None
-    array.setflags(write=False)
+#: (path, name, when and how large the file was) -> array, the one asked for last at the end.
+_held: dict[tuple[Path, str, int, int], NDArray[Any]] = {}
+_lock = threading.Lock()
+
+
+def _array(path: Path, name: str, rules: Rules) -> NDArray[Any]:
+    """An array of the file, kept for the next row; others make room for it where they do not fit beside it."""
+    status = path.stat()
+    key = (path, name, status.st_mtime_ns, status.st_size)
+    with _lock:
+        array = _held.pop(key, None)
+        if array is None:
+            array = _read(path, name, rules)
+        _held[key] = array
     return array
 
 
-def _array(path: Path, name: str) -> NDArray[Any]:
-    status = path.stat()
-    return _cached(path, name, (status.st_mtime_ns, status.st_size))
+def _read(path: Path, name: str, rules: Rules) -> NDArray[Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(f"{name}.npy")
+            with archive.open(member) as stream:
+                needed = taken_bytes(read_header(stream, path))
+            while _held and (len(_held) >= _CACHED_ARRAYS
+                             or sum(each.nbytes for each in _held.values()) + needed > rules.limit):
+                _held.pop(next(iter(_held)))
+            with archive.open(member) as stream:
+                array = read_array(stream, stored_bytes(member, path), path, rules.limit, image=False)
+    except (*_UNREADABLE, KeyError, RuntimeError) as error:
+        raise Refused("FILE_CORRUPT", path, f"{name} cannot be read ({error})", "Save it again") from None
+    array.setflags(write=False)
+    return array
 
 
 def _check_images(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, split: str) -> None:
@@ -212,7 +234,7 @@ def _check_images(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, spli
         raise Refused("HDR_BAD_DTYPE", path, f"{split}_images has the type {dtype}", "Save integers or floats")
 
 
-def _labels(path: Path, shapes: Mapping[str, Any], split: str, count: int) -> list[str | None]:
+def _labels(path: Path, shapes: Mapping[str, Any], split: str, count: int, rules: Rules) -> list[str | None]:
     name = f"{split}_labels"
     if name not in shapes:
         if "train_labels" in shapes:
@@ -224,10 +246,22 @@ def _labels(path: Path, shapes: Mapping[str, Any], split: str, count: int) -> li
                       f"{name} has the shape {shape} for {count} images", "Give one class an image")
     if dtype.kind not in "uiUf":
         raise Refused("TAB_BAD_LABEL", path, f"{name} has the type {dtype}", "Give class numbers or names")
-    values = _array(path, name).reshape(-1)
+    values = _array(path, name, rules).reshape(-1)
     if dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
         raise Refused("TAB_BAD_LABEL", path, f"{name} holds values that are no class numbers", "Give whole numbers")
-    return [str(value) if dtype.kind == "U" else str(int(value)) for value in values]
+    texts = _texts(values, path, name) if dtype.kind == "U" else [str(int(value)) for value in values]
+    if not all(texts):
+        raise Refused("TAB_MISSING_LABEL", path, f"{name} has an empty label", "Fill in the label")
+    return list(texts)
+
+
+def _texts(values: NDArray[Any], path: Path, name: str) -> list[str]:
+    """Values as text; numpy itself does not check that what it stores as characters are characters."""
+    if values.dtype.kind == "U" and values.dtype.itemsize:
+        points = np.ascontiguousarray(values).view(np.uint32)
+        if ((points > sys.maxunicode) | ((points >= 0xD800) & (points <= 0xDFFF))).any():
+            raise Refused("TAB_ENCODING", path, f"{name} holds what are no characters", "Save it again")
+    return [str(value) for value in values]
 
 
 def _by_number(name: str) -> tuple[int, str]:
@@ -246,13 +280,15 @@ def _work(placed: Case) -> Path:
     return _work_folder(placed.images[0]) / f"{safe_name(placed.id)}.npy"
 
 
-def _already_there(target: Path, new: Sequence[Case]) -> bool:
+def _already_there(target: Path, new: Sequence[Case], rules: Rules) -> bool:
     """Whether an earlier `finish` got as far as the file, so that only the work folder is left to remove."""
     if not target.is_file() or any(_work(case).is_file() for case in new):
         return False
     if not new:
         return True
-    return "train_ids" in _shapes(target) and {case.id for case in new} <= set(_array(target, "train_ids").tolist())
+    if "train_ids" not in _shapes(target):
+        return False
+    return {case.id for case in new} <= set(_array(target, "train_ids", rules).tolist())
 
 
 def _append(arrays: dict[str, NDArray[Any]], new: Sequence[Case], dataset: Dataset) -> None:
@@ -264,6 +300,10 @@ def _append(arrays: dict[str, NDArray[Any]], new: Sequence[Case], dataset: Datas
         kind = np.str_ if labels.dtype.kind == "U" else labels.dtype
         more = np.array([case.label for case in new]).astype(kind).reshape(-1, *labels.shape[1:])
         arrays["train_labels"] = np.concatenate([labels, more])
+    marked = arrays.get("train_synthetic")
+    if marked is None or marked.shape != (len(images),):
+        marked = np.array([case.synthetic for case in sorted(dataset.split("train"), key=lambda case: case.row or 0)])
+    arrays["train_synthetic"] = np.concatenate([marked.astype(bool), np.ones(len(new), bool)])
     by_row = {case.row: case.id for case in dataset.split("train")}
     ids = [by_row[row] for row in range(len(images))] + [case.id for case in new]
     arrays["train_ids"] = np.array(ids, dtype=np.str_)

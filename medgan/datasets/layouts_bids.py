@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.hashing import hashed_word
 from medgan.datasets.layout_base import Layout, case_files, copy_path, finished, moved, with_provenance
 from medgan.datasets.loading import found_labels
 from medgan.datasets.paths import NIFTI_ENDINGS, ending, folders, image_files, stem
 from medgan.datasets.tables import read_json, read_table
 from medgan.errors import Note, Refused
 from medgan.imaging.geometry import GRID_TOLERANCE_VOXELS
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.storage import write_json, write_text
 
 #: Folders below a subject or session that hold volumes of anatomy; others hold series over time.
@@ -59,7 +61,7 @@ class Bids(Layout):
     def detect(self, root: Path) -> bool:
         return root.is_dir() and any(True for _ in _images(root, root))
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         description = root / "dataset_description.json"
         info = read_json(description) if description.is_file() else {}
         sessions: dict[str, dict[str, _File]] = defaultdict(dict)
@@ -86,7 +88,8 @@ class Bids(Layout):
         ready, more = finished(cases, root, patients_known=True)
         named = info.get("Name")
         return Dataset(
-            root, self.name, named if isinstance(named, str) else root.name, suffixes, _labels(root, ready), (), ready,
+            root, self.name, named if isinstance(named, str) else root.name, suffixes,
+            _labels(root, ready, rules), (), ready,
             info, (*notes, *more),
         )
 
@@ -94,6 +97,11 @@ class Bids(Layout):
         there = moved(out, dataset, case)
         if case.id in dataset.ids:
             return there
+        if dataset.names:
+            label = case.id[case.id.rindex("syn") :]
+            images = tuple(_with_desc(_hashed(path, out), label) for path in there.images)
+            mask = None if there.mask is None else _with_desc(_hashed(there.mask, out), label, is_mask=True)
+            return replace(there, images=images, mask=mask, synthetic=True)
         first = _parse(case.images[0])
         label = re.sub(r"[^A-Za-z0-9]", "", case.id.removeprefix(first.key) if first else case.id)
         label = label if _SYNTHETIC.fullmatch(label) else f"syn{label}0"
@@ -222,7 +230,7 @@ def _mask_of(image: _File, masks: Sequence[_File], notes: list[Note]) -> Path | 
     return fitting[0].path
 
 
-def _labels(root: Path, cases: Sequence[Case]) -> dict[int, str]:
+def _labels(root: Path, cases: Sequence[Case], rules: Rules) -> dict[int, str]:
     """Names of the mask values: of a binary mask from its name, of a segmentation from its `_dseg.tsv` or as found."""
     masks = [file for case in cases if case.mask is not None and not case.synthetic and (file := _parse(case.mask))]
     if not masks:
@@ -232,10 +240,18 @@ def _labels(root: Path, cases: Sequence[Case]) -> dict[int, str]:
         return {0: "background", 1: "lesion" if named == "L" else named}
     tables = [path for folder in (root, *_derivatives(root)) for path in sorted(folder.rglob("*dseg.tsv"))]
     if not tables:
-        return found_labels(cases)
+        return found_labels(cases, rules)
     _, rows, _ = read_table(tables[0], required=("index", "name"))
     labels = {int(row["index"]): row["name"] for row in rows if row["index"].isascii() and row["index"].isdigit()}
     return dict(sorted({0: "background", **labels}.items()))
+
+
+def _hashed(path: Path, out: Path) -> Path:
+    """The path with the labels of subject and session hashed, in folders and in the name; other entities stay."""
+    label = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)")
+    parts = (label.sub(lambda found: f"{found[1]}-{hashed_word(found[2])}", part)
+             for part in path.relative_to(out).parts)
+    return out.joinpath(*parts)
 
 
 def _with_desc(path: Path, label: str, *, is_mask: bool = False) -> Path:

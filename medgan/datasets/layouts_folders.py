@@ -25,7 +25,9 @@ from medgan.datasets.paths import (
     stem,
     visible,
 )
+from medgan.datasets.provenance import read_if_synthetic
 from medgan.errors import Note, Refused
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 
 #: How deep below the root a DICOM series may lie (patient, study, series, and some).
 MAX_DEPTH = 6
@@ -53,7 +55,7 @@ class Pairs(_Folders):
     def detect(self, root: Path) -> bool:
         return any(_named(root, folder, ("image",)) for folder in (root, *folders(root)))
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         cases = []
         for folder in (root, *folders(root)):
             image = _named(root, folder, ("image",))
@@ -65,12 +67,13 @@ class Pairs(_Folders):
             name = folder.resolve().name
             cases.append(Case(name, (image,), mask, patient=patient_of(name)))
         ready, notes = finished(with_provenance(self, cases), root)
-        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready), (), ready,
+        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready, rules), (), ready,
                        notes=tuple(notes))
 
     def place(self, out: Path, dataset: Dataset, case: Case) -> Case:
         assert case.mask is not None
-        folder = out / safe_name(case.id)
+        # An original keeps the name of its folder, which is its id unless ids are hashed.
+        folder = out / safe_name(dataset.names.get(case.id, case.id))
         return replace(
             case, images=(folder / case.images[0].name,), mask=folder / case.mask.name,
             synthetic=case.synthetic or case.id not in dataset.ids,
@@ -86,10 +89,13 @@ class DicomSeries(_Folders):
     def detect(self, root: Path) -> bool:
         if not root.is_dir() or any(SPLIT_WORDS.get(f.name.lower()) for f in folders(root)):
             return False
-        series = [folder for folder in _series_folders(root) if not _record_beside(folder)]
-        return bool(series) and not _are_classes(root, series)
+        found = _series_folders(root)
+        series = [folder for folder in found if not _record_beside(folder)]
+        if not series:  # synthetic cases alone, whose records name their class
+            return bool(found) and not any(_class_of_record(folder) == folder.parent.name for folder in found)
+        return not _are_classes(root, series)
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         cases = []
         for folder in _series_folders(root):
             mask = _named(root, folder, MASK_STEMS)
@@ -103,7 +109,7 @@ class DicomSeries(_Folders):
         if (root / "DICOMDIR").is_file():
             notes.append(Note("DICOMDIR_IGNORED", str(root / "DICOMDIR"), "the index was passed over; the files "
                               "themselves were read"))
-        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready), (), ready,
+        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready, rules), (), ready,
                        notes=tuple(notes))
 
     def place(self, out: Path, dataset: Dataset, case: Case) -> Case:
@@ -114,7 +120,8 @@ class DicomSeries(_Folders):
         outer = there.mask is not None and there.mask.parent == folder.parent
         unit = folder.parent if outer else folder
         front = "".join(f"{part}_" for part in unit.relative_to(out).parts[:-1])
-        new = unit.with_name(safe_name(case.id.removeprefix(front)))
+        # With hashed ids, not below the parent's folders either: they may be called after the patient.
+        new = out / safe_name(case.id) if dataset.names else unit.with_name(safe_name(case.id.removeprefix(front)))
         mask = None if there.mask is None else new / there.mask.name
         return replace(there, images=(new / folder.name if outer else new,), mask=mask, synthetic=True)
 
@@ -137,7 +144,7 @@ class ClassFolders(_Folders):
             for _, outer in _split_folders(root) for folder in folders(outer)
         )
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         cases, classes = [], set()
         for split, outer in _split_folders(root):
             for folder in folders(outer):
@@ -171,14 +178,14 @@ class Images(_Folders):
     def detect(self, root: Path) -> bool:
         return root.is_dir() and bool(image_files(root, root, (*NIFTI_ENDINGS, *PLANAR_ENDINGS)))
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         files = {stem(path.name): path for path in image_files(root, root, (*NIFTI_ENDINGS, *PLANAR_ENDINGS))}
         masks = {name.removesuffix(mark): path for name, path in files.items() for mark in MASK_MARKS
                  if name.endswith(mark) and name.removesuffix(mark) in files}
         cases = [Case(name, (path,), masks.get(name), patient=patient_of(name)) for name, path in files.items()
                  if path not in masks.values()]
         ready, notes = finished(with_provenance(self, cases), root)
-        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready), (), ready,
+        return Dataset(root, self.name, root.resolve().name, ("image",), found_labels(ready, rules), (), ready,
                        notes=tuple(notes))
 
     def place(self, out: Path, dataset: Dataset, case: Case) -> Case:
@@ -222,6 +229,11 @@ def _series_folders(root: Path) -> list[Path]:
 
 def _record_beside(folder: Path) -> bool:
     return any((each.with_name(each.name + PROVENANCE_ENDING)).is_file() for each in (folder, folder.parent))
+
+
+def _class_of_record(folder: Path) -> str | None:
+    record = read_if_synthetic(folder.with_name(folder.name + PROVENANCE_ENDING))
+    return record.label if record is not None else None
 
 
 def _are_classes(root: Path, series: Sequence[Path]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from medgan.datasets.cases import Case, Dataset, Split
 from medgan.datasets.layout_base import (
     Layout,
+    base_of,
     beside,
     finished,
     moved,
@@ -30,6 +31,7 @@ from medgan.datasets.paths import (
 )
 from medgan.datasets.tables import read_json
 from medgan.errors import Note, Refused
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.storage import write_json
 
 #: The values of nnU-Net's `file_ending` that are read and written.
@@ -45,7 +47,7 @@ class NnUNet(Layout):
     def detect(self, root: Path) -> bool:
         return _has(root, "channel_names")
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         path, base = _description(root)
         info = read_json(path)
         channels = in_order(strings(info.get("channel_names"), path, "channel_names"), path, "channel_names")
@@ -104,7 +106,7 @@ class Decathlon(Layout):
     def detect(self, root: Path) -> bool:
         return _has(root, "training")
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         path, base = _description(root)
         info = read_json(path)
         cases: list[Case] = []
@@ -132,7 +134,13 @@ class Decathlon(Layout):
         )
 
     def place(self, out: Path, dataset: Dataset, case: Case) -> Case:
-        return moved(out, dataset, case) if case.id in dataset.ids else beside(out, dataset, case)
+        if case.id in dataset.ids:
+            return moved(out, dataset, case)
+        if dataset.names:  # folders below the first may be called after the patient
+            base = base_of(dataset)
+            case = replace(case, images=tuple(_in_first_folder(base, path) for path in case.images),
+                           mask=None if case.mask is None else _in_first_folder(base, case.mask))
+        return beside(out, dataset, case)
 
     def finish(self, out: Path, dataset: Dataset, cases: Sequence[Case]) -> None:
         info = {**dataset.info, "numTraining": _count(cases, "train"), "numTest": _count(cases, "test")}
@@ -149,6 +157,11 @@ class Decathlon(Layout):
 
 
 _DECATHLON_LISTS: dict[str, Split] = {"training": "train", "validation": "val", "test": "test"}
+
+
+def _in_first_folder(base: Path, path: Path) -> Path:
+    parts = path.relative_to(base).parts
+    return base.joinpath(*parts[:1], path.name) if len(parts) > 1 else path
 
 
 def nnunet_labels(labels: object, where: Path) -> dict[int, str]:
@@ -257,6 +270,8 @@ def _listed_cases(listed: object, base: Path, where: Path, channels: int) -> lis
     cases = []
     for case_id, entry in listed.items():
         at = f"{where} dataset[{case_id!r}]"
+        if not case_id.strip():
+            raise Refused("DATASET_JSON", at, "a case has no name", "Give every case its own name")
         images = entry.get("images") if isinstance(entry, Mapping) else None
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise Refused("DATASET_JSON", at, "it has no list of images", "Correct it")
@@ -279,5 +294,7 @@ def _entry(entry: object, base: Path, where: str, split: Split) -> Case:
     if label is not None and not isinstance(label, str):
         raise Refused("DATASET_JSON", where, "its label is not a path", 'Write {"image": path, "label": path}')
     case_id = stem(image.name)
+    if not case_id:
+        raise Refused("DATASET_JSON", where, f"{image.name} has no name before its ending", "Rename the file")
     mask = None if label is None else inside(base, label, where)
     return Case(case_id, (image,), mask, patient=patient_of(case_id), split=split)

@@ -13,6 +13,7 @@ from medgan.datasets.loading import found_labels
 from medgan.datasets.paths import inside, patient_of, safe_name
 from medgan.datasets.tables import read_table, write_table
 from medgan.errors import Refused
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 
 #: Between the files of the channels of one case.
 CHANNEL_SEPARATOR = "|"
@@ -37,7 +38,7 @@ class Manifest(Layout):
     def detect(self, root: Path) -> bool:
         return _table(root).suffix.lower() == ".csv" and _table(root).is_file()
 
-    def open(self, root: Path) -> Dataset:
+    def open(self, root: Path, rules: Rules = DEFAULT_RULES) -> Dataset:
         path = _table(root)
         columns, rows, notes = read_table(path, required=("id", "image"))
         cases = [_case(row, columns, path, number) for number, row in enumerate(rows, start=2)]
@@ -49,7 +50,8 @@ class Manifest(Layout):
         kinds = {case.extra.get("modality", "") for case in ready}
         channels = ("image",) if counts == {1} else tuple(f"channel{c}" for c in range(counts.pop()))
         return Dataset(
-            root, self.name, path.parent.name if path.stem == "manifest" else path.stem, channels, found_labels(ready),
+            root, self.name, path.parent.name if path.stem == "manifest" else path.stem, channels,
+            found_labels(ready, rules),
             tuple(sorted({case.label for case in ready if case.label is not None})), ready,
             {"columns": columns, **({"modality": kinds.pop()} if len(kinds) == 1 else {})},
             (*notes, *more, *unlisted(path.parent, ready, path)),
@@ -63,7 +65,9 @@ class Manifest(Layout):
         numbers = [""] if len(case.images) == 1 else [f"_{c:04d}" for c in range(len(case.images))]
         images = tuple(folder / f"{name}{n}{written_ending(p)}" for n, p in zip(numbers, case.images, strict=True))
         mask = None if case.mask is None else folder / f"{name}_mask{written_ending(case.mask)}"
-        return replace(there, images=images, mask=mask, synthetic=True)
+        # Further columns of the parent's row may name it.
+        extra = {} if dataset.names else there.extra
+        return replace(there, images=images, mask=mask, extra=extra, synthetic=True)
 
     def finish(self, out: Path, dataset: Dataset, cases: Sequence[Case]) -> None:
         columns = dataset.info["columns"]

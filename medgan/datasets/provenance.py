@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medgan.datasets.tables import read_json
-from medgan.errors import Refused
+from medgan.errors import Note, Refused
 from medgan.storage import write_json
 
 NOTICE = "This image was made or altered by medgan: it is synthetic and not for diagnosis."
+
+#: Codes of notes on a parent that hold for what is made of it: values or places are not as stored, or were assumed.
+HANDED_ON = ("GEOM_RESAMPLED", "GEOM_NO_SPACING", "GEOM_NO_ORIENTATION", "GEOM_UNITS", "SPACING_FROM_POSITIONS",
+             "PADDING_MASKED", "MONOCHROME1_INVERTED", "NO_RESCALE_ASSUMED_IDENTITY", "PIX_PRECISION_LOSS",
+             "BURNED_IN_ANNOTATION")
+
+
+def handed_on(notes: Iterable[Note]) -> tuple[str, ...]:
+    """The codes of those notes on parents that hold for a synthetic case too, in the order of `HANDED_ON`."""
+    found = {note.code for note in notes}
+    return tuple(code for code in HANDED_ON if code in found)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Provenance:
         lesions: The lesions put in.
         gates: Scores of the checks it passed.
         settings: How it was made, where that can be chosen anew for each call.
+        parent_notes: Codes of what was odd about its parents, or about the case whose grid it has, and holds for it.
     """
 
     id: str
@@ -62,6 +74,7 @@ class Provenance:
     lesions: tuple[Lesion, ...] = ()
     gates: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
+    parent_notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -95,6 +108,7 @@ class Provenance:
             "gates": {name: float(score) for name, score in sorted(self.gates.items())},
             **({"settings": {name: float(value) for name, value in sorted(self.settings.items())}}
                if self.settings else {}),
+            **({"parent_notes": list(self.parent_notes)} if self.parent_notes else {}),
         }
 
     def write(self, path: Path) -> None:
@@ -128,6 +142,7 @@ class Provenance:
                 ),
                 gates={str(name): float(score) for name, score in data["gates"].items()},
                 settings={str(name): float(value) for name, value in data.get("settings", {}).items()},
+                parent_notes=tuple(str(code) for code in data.get("parent_notes", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Refused("TAB_BAD_JSON", path, f"it is not a medgan provenance record ({error!r})",

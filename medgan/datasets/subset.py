@@ -104,7 +104,7 @@ def write_subset(dataset: Dataset, cases: Sequence[Case], out: Path) -> Dataset:
         for case, there in zip(cases, placed, strict=True):
             layout.copy(case, there)
         layout.finish(out, dataset, placed)
-    written = open_dataset(out)
+    written = open_dataset(out, dataset.rules)
     wanted, patients = {case.id for case in cases}, {patient_key(case) for case in cases}
     held_back = {patient_key(case) for case in dataset.cases} - patients
     for case in written.cases:

@@ -38,13 +38,22 @@ def read_json(path: Path) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             raise Refused("TAB_BAD_JSON", path, f"it nests deeper than {MAX_DEPTH} levels", "Check where it came from")
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        data = parse_json(text)
     except ValueError as error:
         raise Refused("TAB_BAD_JSON", path, f"it is not valid JSON ({error})", "Correct the file") from None
     if not isinstance(data, dict):
         raise Refused("TAB_BAD_JSON", path, "its top level is not an object", "Correct the file")
     _refuse_expressions(data, path)
     return data
+
+
+def parse_json(text: str) -> Any:
+    """JSON in which no object has a key twice and no number is NaN or infinite.
+
+    Raises:
+        ValueError: Where it is none.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def read_table(path: Path, *, required: Sequence[str]) -> tuple[list[str], list[dict[str, str]], list[Note]]:

@@ -12,8 +12,6 @@ from medgan.errors import Refused
 from medgan.imaging.nifti_header import rigid
 from medgan.imaging.volume import Volume
 
-#: The largest image that is read, in bytes of stored voxels.
-MAX_BYTES = 4 * 2**30
 #: Squares of larger values are beyond single precision.
 LARGEST = 1e18
 

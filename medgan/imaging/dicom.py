@@ -8,18 +8,20 @@ SliceThickness. LPS coordinates exist only in the `dicom*` modules; a `Volume` i
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medgan.errors import Note, Refused
 from medgan.imaging.dicom_file import PassedOver, is_dicom, open_data_set, read_instance
 from medgan.imaging.dicom_geometry import Series, Stack, arrange
 from medgan.imaging.dicom_header import Instance, text, texts
-from medgan.imaging.dicom_pixels import load_frames, working_type
+from medgan.imaging.dicom_pixels import load_frames, memory_beside, memory_kept, working_type
+from medgan.imaging.irregular import straightened
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Modality, Volume
 from medgan.storage import PARTIAL
 
@@ -32,13 +34,14 @@ _MODALITIES: dict[str, Modality] = {"CT": "ct", "MR": "mr", "CR": "xray", "DX": 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
 
 
-def read_series(path: Path, *, max_bytes: int | None = None) -> list[Volume]:
+def read_series(path: Path, rules: Rules = DEFAULT_RULES, *, labels: bool = False) -> list[Volume]:
     """Reads every image series of a DICOM folder or file as volumes with true geometry and real values.
 
     Args:
         path: A DICOM file (a slice, a radiograph or an enhanced multi-frame object), or a folder of them. Sub-folders
             are searched only where a folder itself holds no image; links are not followed.
-        max_bytes: Refuse to decode more than this in all. Default: half of the physical memory.
+        rules: The most memory to take in all, and what becomes of tilted and unevenly spaced series.
+        labels: It is a mask: where a series is resampled, the nearest value is taken, and 0 outside.
 
     Returns:
         One `Volume` a series, time point or echo: (1, X, Y, Z) with X the column index, Y the row index and Z along
@@ -48,13 +51,13 @@ def read_series(path: Path, *, max_bytes: int | None = None) -> list[Volume]:
     Raises:
         Refused: With one of the codes of `medgan.errors.CODES`; nothing is returned in part.
     """
-    stacks = [stack for series in find_series(path) for stack in arrange(series)]
-    return _load(stacks, max_bytes)
+    stacks = [stack for series in find_series(path) for stack in arrange(series, rules)]
+    return _load(stacks, rules, labels)
 
 
-def load_series(series: Series, *, max_bytes: int | None = None) -> list[Volume]:
+def load_series(series: Series, rules: Rules = DEFAULT_RULES, *, labels: bool = False) -> list[Volume]:
     """Checks and decodes one series of `find_series`; arguments, result and errors as in `read_series`."""
-    return _load(arrange(series), max_bytes)
+    return _load(arrange(series, rules), rules, labels)
 
 
 def template(path: Path) -> Any:
@@ -208,25 +211,25 @@ def _file_notes(instances: list[Instance], where: Path) -> list[Note]:
             for code, notes in found.items()]
 
 
-def _load(stacks: list[Stack], max_bytes: int | None) -> list[Volume]:
+def _load(stacks: list[Stack], rules: Rules, labels: bool) -> list[Volume]:
     """Checks the size of all stacks, then decodes them."""
-    limit = half_of_memory() if max_bytes is None else max_bytes
-    needed = sum(int(np.prod(stack.shape)) * working_type(stack.frames).itemsize for stack in stacks)
-    if needed > limit:
-        raise Refused("LIMIT", stacks[0].source, f"it needs {needed} bytes in memory, the limit is {limit}",
-                      "Give fewer images, or raise the limit")
-    volumes = []
+    needed = sum(map(_bytes_of, stacks)) + max(memory_beside(stack.frames) for stack in stacks)
+    if needed > rules.limit:
+        raise Refused("LIMIT", stacks[0].source, f"it needs {needed} bytes in memory, the limit is {rules.limit}",
+                      "Give fewer images, or raise `data.max_gib`")
+    volumes: list[Volume] = []
     for stack in stacks:
-        array, notes = load_frames(stack.frames, stack.source)
+        left = rules.limit - sum(volume.array.nbytes for volume in volumes)
+        array, notes = load_frames(stack.frames, stack.source, replace(rules, max_bytes=left))
+        if stack.plan is not None:
+            array = straightened(array, stack.plan, labels=labels)
         array = array[None, ..., 0] if stack.dims == 2 else array[None]
         volumes.append(Volume(array, stack.affine, _MODALITIES.get(stack.frames[0].instance.modality), stack.source,
                               (*stack.notes, *notes), stack.slice_thickness_mm))
     return volumes
 
 
-def half_of_memory() -> int:
-    """Half of the physical memory in bytes; 4 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30
+def _bytes_of(stack: Stack) -> int:
+    """What a stack takes: its values and, where it is resampled, those that come of them."""
+    resampled = 0 if stack.plan is None else math.prod(stack.shape)
+    return memory_kept(stack.frames) + resampled * working_type(stack.frames).itemsize

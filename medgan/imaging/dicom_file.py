@@ -272,14 +272,29 @@ _IDENTIFYING = (
 )
 
 
+#: Secondary Capture and its multi-frame kin.
+_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
+#: Conversion types of images that were pictures of something else: video, film, paper, drawing, workstation.
+_CONVERTED = ("DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN")
+
+
 def _identity_notes(path: Path, header: Any) -> Iterator[Note]:
     if any(value and value not in python_encoding for value in texts(header, "SpecificCharacterSet")):
         yield Note("CHARSET_FALLBACK", str(path), "the named character set is unknown; texts are read as Latin-1")
     if text(header, "BurnedInAnnotation").upper() == "YES":
         yield Note("BURNED_IN_ANNOTATION", str(path), "the header says that text is burned into the pixels")
+    elif not text(header, "BurnedInAnnotation") and _is_capture(header):
+        yield Note("BURNED_IN_ANNOTATION", str(path), "a screen capture, scan or ultrasound image, whose header does "
+                   "not say that no text is burned into the pixels")
     present = sum(1 for keyword in _IDENTIFYING if keyword in header and text(header, keyword))
     if present and text(header, "PatientIdentityRemoved").upper() != "YES":
         yield Note("PHI_NOT_COPIED", str(path), f"{present} identifying elements are filled; none leaves this file")
+
+
+def _is_capture(header: Any) -> bool:
+    """Whether an image is of a kind that mostly has text in its pixels: captured, digitised, or ultrasound."""
+    return (text(header, "SOPClassUID").startswith(_CAPTURES) or text(header, "Modality").upper() == "US"
+            or text(header, "ConversionType").upper() in _CONVERTED)
 
 
 def _check_matrix(path: Path, header: Any, syntax: str, offset: int, length: int, vr: str | None, little: bool,

@@ -1,7 +1,8 @@
 """From the frames of a series to volumes on a regular, straight grid, or a refusal that says why not.
 
 Slices are ordered by where they lie, never by InstanceNumber, and spacing comes from positions, never from
-SliceThickness. Everything here works on headers alone.
+SliceThickness. What is tilted or unevenly spaced is refused or, where the rules say so, planned to be resampled.
+Everything here works on headers alone.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ from numpy.typing import NDArray
 from medgan.errors import Note, Refused
 from medgan.imaging.dicom_header import Frame, Instance, frames_of, numbers, text, texts
 from medgan.imaging.dicom_pixels import is_inverted, rescale_of
+from medgan.imaging.irregular import Plan, new_step, plan
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 
 #: How far a slice may lie from its place on the regular grid, as a share of the slice spacing.
 GRID_TOLERANCE = 0.1
 #: Angle between the slice normal and the line through the slice positions, in degrees.
 TILT_TOLERANCE_DEG = 0.05
+#: No gantry tilts further than this; images that lie so much beside each other are no stack.
+MOST_TILT_DEG = 45.0
+#: A gap wider than this many of the new steps is a hole: to fill it would be to make up what is not there.
+MOST_FILLED = 10
+#: No slice lies further than this from the origin, in mm; what does is a broken number.
+FURTHEST_MM = 1e6
 #: Slices closer together than this, in mm, lie at the same position.
 SAME_POSITION_MM = 1e-3
 #: Deviation of the length of a direction cosine vector from 1.
@@ -34,6 +43,10 @@ SAME_GEOMETRY_TOLERANCE = 1e-3
 NOMINAL_TOLERANCE = 0.01
 #: At most this share of the steps between slices may be a hole before the series counts as unevenly spaced.
 HOLE_SHARE = 1 / 3
+#: So many equal, wider steps in a row at an end of the stack are how it was scanned, not slices that were lost.
+WIDE_RUN = 3
+#: The setting that takes what is refused here.
+_RESAMPLE = "resample it with --set data.irregular=resample"
 
 #: Modalities whose images are slices of a volume and mean nothing without a place in the patient.
 SLICE_MODALITIES = frozenset({"CT", "MR", "PT"})
@@ -74,9 +87,10 @@ class Stack:
     Args:
         source: The file or folder asked for.
         frames: The frames, sorted.
-        affine: (4, 4) voxel to RAS+ mm.
+        affine: (4, 4) voxel to RAS+ mm, of the volume that they make.
         dims: 2 for a single image, 3 for a volume.
         notes: What is odd about them.
+        plan: How they are resampled to make that volume; None where they are stacked as they are.
     """
 
     source: Path
@@ -84,26 +98,45 @@ class Stack:
     affine: NDArray[np.float64]
     dims: int
     notes: list[Note]
+    plan: Plan | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def stored_shape(self) -> tuple[int, int, int]:
         """Columns, rows and number of frames."""
         first = self.frames[0].instance
         return first.columns, first.rows, len(self.frames)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows and planes of the volume: the stored ones, unless it is resampled."""
+        return self.stored_shape if self.plan is None else self.plan.shape
+
+    def frame_at(self, plane: float) -> float:
+        """Where a (fractional) plane of the volume lies among the frames, counted from 0."""
+        return plane if self.plan is None else self.plan.slice_at(plane)
+
+    @property
     def slice_thickness_mm(self) -> float | None:
-        """What all frames of a volume say of their thickness, in mm; None where they do not agree or one is silent."""
+        """What all frames of a volume say of their thickness, in mm.
+
+        None where they do not agree or one is silent, and where planes were made between them.
+        """
         first = self.frames[0].thickness
-        if self.dims == 2 or first is None:
+        if self.dims == 2 or first is None or (self.plan is not None and not self.plan.keeps_slices):
             return None
         alike = all(frame.thickness is not None and abs(frame.thickness / first - 1) <= SAME_GEOMETRY_TOLERANCE
                     for frame in self.frames)
         return first if alike else None
 
 
-def arrange(series: Series) -> list[Stack]:
+def arrange(series: Series, rules: Rules = DEFAULT_RULES) -> list[Stack]:
     """Checks the geometry of a series and sorts it into volumes.
+
+    Args:
+        series: The series.
+        rules: Whether tilted and unevenly spaced slices are refused or resampled. Slices that are missing, lie at
+            one position, jump sideways or differ in anything else are refused either way: there the data are not
+            what they claim to be, and no interpolation brings back what is not there.
 
     Returns:
         One stack a volume; several where the series holds echoes, time points, image kinds or enhanced stacks.
@@ -130,7 +163,7 @@ def arrange(series: Series) -> list[Stack]:
     if not codes and len(parts) > 1:
         codes["SERIES_SPLIT"] = None
     notes += [Note(code, str(where), f"the series holds {len(parts)} volumes, which are kept apart") for code in codes]
-    return [_stack(series, part, notes) for _, part in parts]
+    return [_stack(series, part, notes, rules) for _, part in parts]
 
 
 def _grouped(frames: list[Frame], key: str) -> list[list[Frame]]:
@@ -186,9 +219,9 @@ def _alike(frames: list[Frame]) -> list[Frame]:
         if frame.spacing is None:
             raise Refused("GEOM_NO_SPACING", path, "PixelSpacing is not recorded",
                           "Export the image again with its geometry")
-        if frame.position is None or not np.isfinite(frame.position).all():
-            raise Refused("GEOM_NO_POSITION", path, "ImagePositionPatient is not recorded, and SliceLocation does not "
-                          "replace it", "Export the image again with its geometry")
+        if frame.position is None or not (np.abs(frame.position) <= FURTHEST_MM).all():
+            raise Refused("GEOM_NO_POSITION", path, "ImagePositionPatient is not recorded or no place in a patient, "
+                          "and SliceLocation does not replace it", "Export the image again with its geometry")
         _check_spacing(frame.spacing, path)
         _check_orientation(frame.orientation, path)
         assert first.orientation is not None and first.spacing is not None
@@ -243,30 +276,67 @@ def _split(frames: list[Frame]) -> list[tuple[list[str], list[Frame]]]:
     return [([], frames)]
 
 
-def _stack(series: Series, frames: list[Frame], notes: list[Note]) -> Stack:
-    """Sorts frames along the slice normal and refuses what is no regular, straight stack."""
-    axes, first = _axes(frames[0]), frames[0]
+def _stack(series: Series, frames: list[Frame], notes: list[Note], rules: Rules) -> Stack:
+    """Sorts frames along the slice normal; refuses what is no regular, straight stack, or plans to resample it."""
+    axes, first, where = _axes(frames[0]), frames[0], series.source
     along = _positions(frames) @ axes[:, 2]
     order = np.argsort(along, kind="stable")
     frames, along = [frames[i] for i in order], along[order]
-    notes = list(notes)
+    positions, notes = _positions(frames), list(notes)
+    assert first.spacing is not None
+    spacing = (float(first.spacing[1]), float(first.spacing[0]))
+    affine = np.eye(4)
+    affine[:3, 3] = _LPS_TO_RAS @ positions[0]
     if len(frames) == 1:
         mosaic = "; its Siemens mosaic is not unpacked" if "MOSAIC" in texts(first.instance.header, "ImageType") else ""
-        notes.append(Note("SINGLE_SLICE", str(series.source), f"one slice makes a 2D image{mosaic}"))
-        step = 1.0
+        notes.append(Note("SINGLE_SLICE", str(where), f"one slice makes a 2D image{mosaic}"))
+        affine[:3, :3] = _LPS_TO_RAS @ axes * [*spacing, 1.0]
+        return Stack(where, frames, affine, 2, notes)
+    step = _step(frames, along, where)
+    if step is None and (widest := np.diff(along).max()) > MOST_FILLED * new_step(np.diff(along)):
+        raise Refused("GEOM_VARIABLE_SPACING", where, f"the slice spacing varies from {_range_of(along)}, and "
+                      f"{widest:.4g} mm are too much to fill in", "Split it where the spacing changes")
+    if step is None and rules.irregular == "refuse":
+        raise Refused("GEOM_VARIABLE_SPACING", where, f"the slice spacing varies from {_range_of(along)}",
+                      f"Split it where the spacing changes, or {_RESAMPLE}")
+    angle = _tilt(frames, along, axes, where)
+    if angle > TILT_TOLERANCE_DEG and rules.irregular == "refuse":
+        raise Refused("GEOM_GANTRY_TILT", where, f"the slices are sheared by {angle:.3g} degrees against their normal",
+                      f"Give a series that is not tilted, or {_RESAMPLE}")
+    if step is not None:
+        notes += _nominal_notes(frames, step, where)
+        if angle <= TILT_TOLERANCE_DEG:
+            affine[:3, :3] = _LPS_TO_RAS @ axes * [*spacing, step]
+            return Stack(where, frames, affine, 3, notes)
+    if angle <= TILT_TOLERANCE_DEG:  # not worth moving a slice by part of a pixel
+        positions = positions[0] + np.outer(along - along[0], axes[:, 2])
+    grid = plan(positions, axes, spacing, (first.instance.columns, first.instance.rows), step=step)
+    affine[:3] = _LPS_TO_RAS @ grid.affine[:3]
+    notes.append(Note("GEOM_RESAMPLED", str(where), _what_was_done(grid, along, angle, len(frames))))
+    return Stack(where, frames, affine, 3, notes, grid)
+
+
+def _range_of(along: NDArray[np.float64]) -> str:
+    steps = np.diff(along)
+    return f"{steps.min():.4g} to {steps.max():.4g} mm"
+
+
+def _what_was_done(grid: Plan, along: NDArray[np.float64], angle: float, slices: int) -> str:
+    """What is said of a series that is resampled."""
+    odd = [f"sheared by {angle:.3g} degrees"] if angle > TILT_TOLERANCE_DEG else []
+    done = []
+    if grid.keeps_slices:
+        done.append("moved within their planes")
     else:
-        step = _step(frames, along, series.source)
-        _check_straight(_positions(frames), axes, step, series.source)
-        notes += _nominal_notes(frames, step, series.source)
-    assert first.spacing is not None
-    affine = np.eye(4)
-    affine[:3, :3] = _LPS_TO_RAS @ axes * [first.spacing[1], first.spacing[0], step]
-    affine[:3, 3] = _LPS_TO_RAS @ _positions(frames)[0]
-    return Stack(series.source, frames, affine, 2 if len(frames) == 1 else 3, notes)
+        odd.append(f"{_range_of(along)} apart")
+        done.append(f"interpolated to {grid.shape[2]} planes {grid.step_mm:.4g} mm apart")
+    if odd[0].startswith("sheared"):
+        done.append("what no slice covers holds the lowest real value")
+    return f"{slices} slices {' and '.join(odd)} were {'; '.join(done)}"
 
 
-def _step(frames: list[Frame], along: NDArray[np.float64], where: Path) -> float:
-    """The slice spacing in mm, from positions along the normal in ascending order."""
+def _step(frames: list[Frame], along: NDArray[np.float64], where: Path) -> float | None:
+    """The slice spacing in mm, from positions along the normal in ascending order; None where it is uneven."""
     steps = np.diff(along)
     if (close := np.flatnonzero(steps <= SAME_POSITION_MM)).size:
         pair = [frames[close[0]], frames[close[0] + 1]]
@@ -280,24 +350,36 @@ def _step(frames: list[Frame], along: NDArray[np.float64], where: Path) -> float
     base = float(steps.min())
     holes = steps > (1 + GRID_TOLERANCE) * base
     multiples = np.abs(steps / base - np.round(steps / base)) <= GRID_TOLERANCE
-    if multiples.all() and holes.sum() <= HOLE_SHARE * len(steps):
+    if multiples.all() and holes.sum() <= HOLE_SHARE * len(steps) and not _wide_at_an_end(np.round(steps / base)):
         after = frames[int(np.argmax(holes))].instance.path.name
         missing = int(np.round(steps[holes] / base - 1).sum())
         raise Refused("GEOM_MISSING_SLICE", where, f"{missing} slices are missing, the first after {after}",
                       "Copy the missing slices from the source")
-    raise Refused("GEOM_VARIABLE_SPACING", where, f"the slice spacing varies from {steps.min():.4g} to "
-                  f"{steps.max():.4g} mm", "Resample the series to even spacing, or split it")
+    return None
 
 
-def _check_straight(positions: NDArray[np.float64], axes: NDArray[np.float64], step: float, where: Path) -> None:
-    """Refuses slices that are shifted sideways against each other."""
+def _wide_at_an_end(multiples: NDArray[np.float64]) -> bool:
+    """Whether all steps wider than the smallest are equal and follow each other up to an end of the stack."""
+    wide = np.flatnonzero(multiples > 1)
+    return bool(len(wide) >= WIDE_RUN and len(set(multiples[wide])) == 1 and wide[-1] - wide[0] == len(wide) - 1
+                and (wide[0] == 0 or wide[-1] == len(multiples) - 1))
+
+
+def _tilt(frames: list[Frame], along: NDArray[np.float64], axes: NDArray[np.float64], where: Path) -> float:
+    """The angle in degrees between the line of the slices and their normal; refuses slices beside that line."""
+    positions = _positions(frames)
     sideways = (positions - positions[0]) @ axes[:, :2]
-    drift = float(np.linalg.norm(sideways[-1]))
-    angle = float(np.degrees(np.arctan2(drift, step * (len(positions) - 1))))
-    straight = np.linspace(0, 1, len(positions))[:, None] * sideways[-1]
-    if angle > TILT_TOLERANCE_DEG or np.linalg.norm(sideways - straight, axis=1).max() > GRID_TOLERANCE * step:
-        raise Refused("GEOM_GANTRY_TILT", where, f"the slices are sheared by {angle:.3g} degrees against their normal",
-                      "Resample the series to a straight grid")
+    length = float(along[-1] - along[0])
+    angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), length)))
+    if angle > MOST_TILT_DEG:
+        raise Refused("GEOM_GANTRY_TILT", where, f"the slices are sheared by {angle:.3g} degrees against their normal, "
+                      "which no gantry tilts", "Export the images again with their true positions")
+    beside = np.linalg.norm(sideways - ((along - along[0]) / length)[:, None] * sideways[-1], axis=1)
+    furthest = int(beside.argmax())
+    if beside[furthest] > GRID_TOLERANCE * length / (len(along) - 1):
+        raise Refused("GEOM_GANTRY_TILT", where, f"{frames[furthest].instance.path.name} lies {beside[furthest]:.3g} "
+                      "mm beside the line of the other slices", "Export the images again with their true positions")
+    return angle
 
 
 def _nominal_notes(frames: list[Frame], step: float, where: Path) -> list[Note]:

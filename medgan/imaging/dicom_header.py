@@ -5,7 +5,6 @@ Nothing is read or decoded here. No value that may identify a patient leaves the
 
 from __future__ import annotations
 
-import struct
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.datadict import dictionary_VR
 
 from medgan.errors import Note, Refused
 
@@ -22,6 +22,10 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICIT_BIG)
+
+#: Types of elements that hold numbers as text, as they should or by mistake, and those that hold binary ones.
+_TEXT_VRS = frozenset(("DS", "IS", "LO", "SH", "ST", "LT", "UT", "UC", "CS"))
+_BINARY_VRS = frozenset(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "US or SS"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +139,7 @@ def texts(data_set: Any, keyword: str) -> list[str]:
             return []
         values = [value] if isinstance(value, str | int | float) or not hasattr(value, "__iter__") else list(value)
         return [str(item).strip(" \0") for item in values]
-    except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError, struct.error):
+    except Exception:  # pydicom raises nearly every built-in exception on values that are none
         return []
 
 
@@ -147,13 +151,29 @@ def text(data_set: Any, keyword: str) -> str:
 def numbers(data_set: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     """The numbers of an element, (count,); None where it is absent or empty, NaN where it holds something else."""
     try:
+        if keyword not in data_set:
+            return None
         value = _value(data_set, keyword)
+        # A decimal string read as binary numbers, or the other way round, gives numbers that nobody wrote.
+        if _is_text(data_set[keyword].VR) != _is_text(dictionary_VR(keyword)):
+            return np.full(count, np.nan)
         if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
             return None
         result = np.array(value, dtype=np.float64).reshape(-1)
-    except (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, struct.error):
+    except Exception:  # as in `texts`
         return np.full(count, np.nan)
     return result if len(result) == count else np.full(count, np.nan)
+
+
+def _is_text(vr: str) -> bool:
+    """Whether a type holds numbers as text or as binary values.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    if vr not in _TEXT_VRS | _BINARY_VRS:
+        raise ValueError(vr)
+    return vr in _TEXT_VRS
 
 
 def integer(data_set: Any, keyword: str, default: int) -> int:
@@ -168,8 +188,21 @@ def frames_of(instance: Instance) -> list[Frame]:
     """Describes every frame of an instance from its header or its functional groups.
 
     Raises:
-        Refused: `GEOM_FRAME_COUNT`.
+        Refused: `GEOM_FRAME_COUNT`, `FILE_TOO_DEEP`, or `FILE_CORRUPT` for sequences that cannot be read.
     """
+    try:
+        return _frames_of(instance)
+    except Refused:
+        raise
+    except RecursionError:
+        raise Refused("FILE_TOO_DEEP", instance.path, "sequences are nested deeper than any real file nests them",
+                      "Export the image again from its source") from None
+    except Exception as error:  # sequences are parsed when they are asked for, and pydicom raises nearly everything
+        raise Refused("FILE_CORRUPT", instance.path, f"its sequences cannot be parsed ({type(error).__name__})",
+                      "Copy the file again from its source") from None
+
+
+def _frames_of(instance: Instance) -> list[Frame]:
     header = instance.header
     groups = _items(header, "PerFrameFunctionalGroupsSequence")
     if instance.frames == 1 and not groups:

@@ -1,34 +1,43 @@
 """From stored bits to real values: decoding, unused bits, padding, rescale, MONOCHROME1.
 
-Frames are decoded one at a time straight into the volume, so that the peak stays below three copies of it.
+Frames come one at a time straight into the volume, and are worked on a few lines at a time. What is compressed is
+decoded by another program (`decoding.py`).
 """
 
 from __future__ import annotations
 
-import struct
-import warnings
-from collections.abc import Iterator, Sequence
+import contextlib
+import os
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom.pixels import apply_modality_lut
 
 from medgan.errors import Note, Refused
+from medgan.imaging import decoders, decoding
 from medgan.imaging.dicom_file import open_data_set
-from medgan.imaging.dicom_header import NATIVE, Frame, Instance, integer, text
+from medgan.imaging.dicom_header import DEFLATED, NATIVE, Frame, Instance, integer, text
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 
 #: Where stored values are physical quantities, MONOCHROME1 says how to show them, not what they mean.
 PHYSICAL_MODALITIES = frozenset({"CT", "MR", "PT", "NM"})
 #: Integer types a volume may have, smallest first; int16 before uint16 because most tools know it better.
 INTEGER_TYPES = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
+#: How many pixels are worked on at once, in 64 bits.
+BLOCK_PIXELS = 2**18
 #: Above this, float32 no longer holds every whole number.
 FLOAT32_EXACT = 2**24
+#: Up to these, whole numbers of 32 bits are rescaled in 64 bits without overflow; beyond them, in floating point.
+INTEGRAL_SLOPE, INTEGRAL_INTERCEPT = 2**30, 2**62
 
 _RLE = "1.2.840.10008.1.2.5"
+
+#: Frames by their number, as they are stored.
+Stored = Generator[tuple[int, NDArray[Any]], None, None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class Rescale:
     @property
     def is_integral(self) -> bool:
         """Whether whole stored values give whole real values."""
-        return self.has_lut or (self.slope.is_integer() and self.intercept.is_integer())
+        whole = self.slope.is_integer() and self.intercept.is_integer()
+        small = abs(self.slope) <= INTEGRAL_SLOPE and abs(self.intercept) <= INTEGRAL_INTERCEPT
+        return self.has_lut or (whole and small)
 
     def bounds(self, instance: Instance) -> tuple[float, float]:
         """Lowest and highest real value that the stored bits can give."""
@@ -82,8 +93,40 @@ def _smallest(low: float, high: float) -> np.dtype[Any] | None:
     return None
 
 
-def load_frames(frames: Sequence[Frame], where: Path) -> tuple[NDArray[Any], list[Note]]:
+def memory_kept(frames: Sequence[Frame]) -> int:
+    """The most bytes that the values of frames take while they are put together."""
+    dtype = working_type(frames)
+    voxels = sum(frame.instance.rows * frame.instance.columns for frame in frames)
+    padding = 2 if any("PixelPaddingValue" in frame.instance.header for frame in frames) else 0
+    narrower = 4 if dtype.kind in "iu" and dtype.itemsize > 2 else 0
+    return voxels * (dtype.itemsize + padding + narrower)
+
+
+def memory_beside(frames: Sequence[Frame]) -> int:
+    """The most bytes that reading one of the frames takes beside that, here and in the decoding program."""
+    return max(_stored_bytes(instance) + _decoding_bytes(instance) for instance in {f.instance for f in frames})
+
+
+def _stored_bytes(instance: Instance) -> int:
+    """What one frame takes here until its values are in place."""
+    whole = instance.offset + instance.length if instance.syntax == DEFLATED else 0
+    return 2 * whole + 2 * instance.frame_bytes
+
+
+def _decoding_bytes(instance: Instance) -> int:
+    """What decoding one frame honestly takes in the decoding program."""
+    if instance.syntax in NATIVE:
+        return 0
+    return 2 * instance.length + decoders.FRAME_BYTES_PER_PIXEL * instance.rows * instance.columns
+
+
+def load_frames(frames: Sequence[Frame], where: Path, rules: Rules = DEFAULT_RULES) -> tuple[NDArray[Any], list[Note]]:
     """Decodes frames of one matrix size, in the given order, to real values.
+
+    Args:
+        frames: What to decode.
+        where: What notes are about.
+        rules: The most memory that may be taken.
 
     Returns:
         The values, (X, Y, N) with X the column and Y the row index, in the smallest type that holds them exactly
@@ -92,6 +135,10 @@ def load_frames(frames: Sequence[Frame], where: Path) -> tuple[NDArray[Any], lis
     Raises:
         Refused: `PIX_DECODE_FAILED`, `PIX_TRUNCATED`, `PIX_NONFINITE`, `LIMIT`, `FILE_CORRUPT`.
     """
+    needed = memory_kept(frames) + memory_beside(frames)
+    if needed > rules.limit:
+        raise Refused("LIMIT", where, f"decoding takes up to {needed:,} bytes, above the cap of {rules.limit:,}",
+                      "Give fewer or smaller images, or raise data.max_gib")
     first = frames[0].instance
     # Planes lie one after the other in memory, so that each is written in one go; the result is a view on that.
     planes = np.empty((len(frames), first.rows, first.columns), dtype=working_type(frames))
@@ -102,16 +149,35 @@ def load_frames(frames: Sequence[Frame], where: Path) -> tuple[NDArray[Any], lis
     for group in places.values():
         instance = group[0][1].instance
         wanted = {frame.index: (number, frame) for number, frame in group}
-        for index, stored, padding in _stored_frames(instance, set(wanted)):
-            number, frame = wanted[index]
-            planes[number] = _real_values(stored, frame)
-            if padding is not None and padding.any():
-                if padded is None:
-                    padded = np.zeros(planes.shape, dtype=np.bool_)
-                padded[number] = padding
+        # Whatever is not needed here may be taken by the decoding program: a codestream that lies gets no more.
+        spare = rules.limit - needed + _decoding_bytes(instance)
+        with contextlib.closing(_stored_frames(instance, set(wanted), spare)) as source:
+            for index, raw in source:
+                number, frame = wanted[index]
+                for lines in _blocks(raw):
+                    values, padding = _values(raw[lines].astype(np.int64), frame)
+                    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                        planes[number, lines] = values
+                    if padding is not None and padding.any():
+                        if padded is None:
+                            padded = np.zeros(planes.shape, dtype=np.bool_)
+                        padded[number, lines] = padding
     notes = [] if padded is None else _mask_padding(planes, padded, where)
     planes, more = _finish(planes, where)
     return planes.transpose(2, 1, 0), notes + more
+
+
+def _blocks(plane: NDArray[Any]) -> Iterator[slice]:
+    """Lines of about `BLOCK_PIXELS` together: values are widened to 64 bits, which a large plane has no room for."""
+    step = max(1, BLOCK_PIXELS // plane.shape[1])
+    for start in range(0, len(plane), step):
+        yield slice(start, start + step)
+
+
+def _values(raw: NDArray[np.int64], frame: Frame) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Real values of stored ones, and the mask of padding or None."""
+    significant = _significant_bits(raw, frame.instance)
+    return _real_values(significant, frame), _padding(raw, significant, frame.instance)
 
 
 def _mask_padding(planes: NDArray[Any], padded: NDArray[np.bool_], where: Path) -> list[Note]:
@@ -137,6 +203,7 @@ def _finish(planes: NDArray[Any], where: Path) -> tuple[NDArray[Any], list[Note]
             if max(abs(int(low)), abs(int(high))) > FLOAT32_EXACT:
                 notes.append(Note("PIX_PRECISION_LOSS", str(where), "values beyond 32 bits were rounded to float32"))
         planes = planes.astype(small, copy=False)
+        low, high = planes.min(), planes.max()  # rounding may have made different values one
     if low == high:
         notes.append(Note("PIX_CONSTANT", str(where), f"every voxel has the value {float(low):g}"))
     return planes, notes
@@ -166,13 +233,10 @@ def is_inverted(instance: Instance) -> bool:
     return photometric == "MONOCHROME1" and instance.modality not in PHYSICAL_MODALITIES
 
 
-def _stored_frames(instance: Instance, wanted: set[int]
-                   ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_] | None]]:
-    """Yields (index, stored values (rows, columns), padding mask or None) of the wanted frames."""
-    source = _native_frames(instance, wanted) if instance.syntax in NATIVE else _decoded_frames(instance, wanted)
-    for index, raw in source:
-        significant = _significant_bits(raw, instance)
-        yield index, significant, _padding(raw, significant, instance)
+def _stored_frames(instance: Instance, wanted: set[int], spare: int) -> Stored:
+    """Yields (index, values as stored (rows, columns)) of the wanted frames."""
+    native = instance.syntax in NATIVE
+    return _native_frames(instance, wanted) if native else _decoded_frames(instance, wanted, spare)
 
 
 def _significant_bits(raw: NDArray[np.int64], instance: Instance) -> NDArray[np.int64]:
@@ -207,7 +271,7 @@ def _padding(raw: NDArray[np.int64], value: NDArray[np.int64], instance: Instanc
     return mask
 
 
-def _native_frames(instance: Instance, wanted: set[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _native_frames(instance: Instance, wanted: set[int]) -> Stored:
     dtype = np.dtype(f"{'<' if instance.little_endian else '>'}u{instance.bits_allocated // 8}")
     # Big-endian OW swaps the bytes of 8-bit pixels pairwise.
     swapped = not instance.little_endian and instance.bits_allocated == 8 and instance.pixel_vr == "OW"
@@ -224,66 +288,31 @@ def _native_frames(instance: Instance, wanted: set[int]) -> Iterator[tuple[int, 
             if len(data) < size:
                 raise Refused("PIX_TRUNCATED", instance.path, "the pixel data ends early",
                               "Copy the file again from its source")
-            yield index, np.frombuffer(data, dtype=dtype).reshape(instance.rows, instance.columns).astype(np.int64)
+            yield index, np.frombuffer(data, dtype=dtype).reshape(instance.rows, instance.columns)
 
 
-def _decoded_frames(instance: Instance, wanted: set[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    decoder = _run_decoder(instance, wanted)
-    while True:
-        try:
-            with warnings.catch_warnings():
-                # A codec that warns has guessed; a guess about pixels is a failure.
-                warnings.simplefilter("error", UserWarning)
-                decoded = next(decoder, None)
-        except (KeyboardInterrupt, SystemExit, Refused):
-            raise
-        except BaseException as error:  # the Rust codecs raise PanicException, which is no Exception
-            raise Refused("PIX_DECODE_FAILED", instance.path,
-                          f"the compressed pixels cannot be decoded ({type(error).__name__})",
-                          "Decompress the file with the tool of its maker") from error
-        if decoded is None:
-            return
-        yield decoded
-
-
-def _run_decoder(instance: Instance, wanted: set[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    with instance.path.open("rb") as stream:
-        stream.seek(instance.offset)
-        data = stream.read(instance.length)
-    table = instance.header.get("ExtendedOffsetTable"), instance.header.get("ExtendedOffsetTableLengths")
-    offsets = {"extended_offsets": table} if all(table) else {}
-    for encoded in generate_frames(data, number_of_frames=instance.frames, **offsets):
-        shape = codestream_shape(encoded)
-        if shape is not None and shape != (instance.rows, instance.columns):
-            # Decoding would allocate what the codestream claims, not what was checked.
-            raise Refused("PIX_DECODE_FAILED", instance.path, f"the header says {instance.rows}x{instance.columns} "
-                          f"pixels, the compressed image {shape[0]}x{shape[1]}",
-                          "Export the image again from its source")
+def _decoded_frames(instance: Instance, wanted: set[int], spare: int) -> Stored:
+    """Has the wanted frames decoded, all in one request, by a program that may crash."""
     indices = sorted(wanted)
-    decoded = get_decoder(instance.syntax).iter_array(
-        data, indices=indices, raw=True, decoding_plugin="pylibjpeg", rows=instance.rows, columns=instance.columns,
-        number_of_frames=instance.frames, samples_per_pixel=1, photometric_interpretation="MONOCHROME2",
-        bits_allocated=instance.bits_allocated, bits_stored=instance.bits_stored,
-        pixel_representation=int(instance.signed), pixel_keyword="PixelData", **offsets,
-    )
-    for index, (array, _) in zip(indices, decoded, strict=True):
-        yield index, array.astype(np.int64)
+    request: dict[str, Any] = {
+        "file": os.path.abspath(instance.path), "offset": instance.offset, "length": instance.length,
+        "syntax": instance.syntax, "rows": instance.rows, "columns": instance.columns, "frames": instance.frames,
+        "bits_allocated": instance.bits_allocated, "bits_stored": instance.bits_stored, "signed": instance.signed,
+        "indices": indices,
+    }  # fmt: skip
+    tables = [instance.header.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    if all(tables):
+        request["offsets"], request["lengths"] = (table.hex() for table in tables)
+    shape, left = (instance.rows, instance.columns), list(indices)
+    answers = decoding.decoded("frames", request, instance.path, limit=spare, pixels=instance.rows * instance.columns)
+    with contextlib.closing(answers):
+        for _, plane in answers:
+            if not left or plane.shape != shape or plane.dtype.kind not in "iu":
+                raise _not_decoded(instance, f"pixels of shape {plane.shape} came out where {shape} was expected")
+            yield left.pop(0), plane
+    if left:
+        raise _not_decoded(instance, f"{len(left)} of {len(indices)} frames did not come out")
 
 
-def codestream_shape(data: bytes) -> tuple[int, int] | None:
-    """The (rows, columns) that a JPEG, JPEG-LS or JPEG 2000 codestream claims; None for another or a broken one."""
-    start = data.find(b"\xff\x4f\xff\x51", 0, 1024)  # SOC and SIZ, also inside the JP2 box that some writers leave
-    if start >= 0 and len(data) >= start + 24:
-        right, lower, left, upper = struct.unpack(">4I", data[start + 8:start + 24])
-        return lower - upper, right - left
-    position = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack(">HH", data[position + 5:position + 9])
-            return rows, columns
-        position += 2 + int(struct.unpack(">H", data[position + 2:position + 4])[0])
-    return None
+def _not_decoded(instance: Instance, why: str) -> Refused:
+    return Refused("PIX_DECODE_FAILED", instance.path, why, "Decompress the file with the tool of its maker")

@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import shutil
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from medgan.errors import Refused
 from medgan.imaging.dicom import find_series
 from medgan.imaging.dicom_geometry import Stack, arrange
 from medgan.imaging.dicom_header import integer, text
+from medgan.imaging.dicom_kept import keep, modality_of, reference
 from medgan.imaging.dicom_storage import Storage, number_of, storage_for, stored_as
+from medgan.imaging.rules import Rules
 from medgan.imaging.volume import Volume
 from medgan.storage import PARTIAL, sync
 
@@ -33,6 +34,8 @@ SERIES_DESCRIPTION = "SYNTHETIC - medgan - NOT FOR DIAGNOSIS"
 DERIVED_DESCRIPTION = "DERIVED - medgan - NOT FOR DIAGNOSIS"
 #: Added to the series number of the source, so that the derived series does not hide it.
 DERIVED_SERIES = 1000
+#: The largest number that an integer string (IS) may hold.
+LARGEST_NUMBER = 2**31 - 1
 PATIENT_NAME = "SYNTHETIC^MEDGAN"
 PATIENT_ID = "MEDGAN-SYNTHETIC"
 #: A scalar product of unit directions above this is shear, which DICOM cannot write.
@@ -40,17 +43,6 @@ SHEAR_TOLERANCE = 2e-3
 
 _CT, _MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 _CR, _CAPTURE = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
-
-#: Elements of the patient, the study and the acquisition that a derived series keeps from its source.
-_KEPT = (
-    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
-    "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
-    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
-    "StudyDescription", "FrameOfReferenceUID", "PositionReferenceIndicator", "BodyPartExamined", "PatientPosition",
-    "Laterality", "KVP", "ConvolutionKernel", "ScanningSequence", "SequenceVariant", "ScanOptions",
-    "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength", "InversionTime", "FlipAngle",
-    "MagneticFieldStrength", "ImagingFrequency", "WindowCenter", "WindowWidth",
-)
 
 
 def write_synthetic(volume: Volume, folder: Path, *, model_hash: str, seed: int, derivation: str) -> list[Path]:
@@ -88,7 +80,8 @@ def write_derived(volume: Volume, folder: Path, *, source: Path, derivation: str
                   series: int | None = None) -> list[Path]:
     """Writes a volume made from a real scan: same patient, study and frame of reference, new series.
 
-    Every slice names the source slices around it. Private elements, devices and institutions are not copied.
+    Every slice names the source slices around it. Where the source had to be resampled (`data.irregular=resample`), the
+    derivation says so first. Private elements, devices and institutions are not copied.
 
     Args:
         volume: One channel, as in `write_synthetic`; its affine gives the geometry.
@@ -107,23 +100,29 @@ def write_derived(volume: Volume, folder: Path, *, source: Path, derivation: str
         Refused: As `write_synthetic` and `read_series`.
     """
     _check(volume, folder)
-    stacks = [stack for found in find_series(source) for stack in arrange(found)]
+    # Whoever has a volume of a tilted or uneven series has asked for it; here only the places of its slices count.
+    stacks = [stack for found in find_series(source) for stack in arrange(found, Rules(irregular="resample"))]
     stack = _nearest(stacks, volume) if series is None else stacks[series]
     origin = stack.frames[0].instance
+    derivation = "; ".join([*(note.why for note in stack.notes if note.code == "GEOM_RESAMPLED"), derivation])
     uids = _Uids(volume, model_hash, seed, derivation, text(origin.header, "SOPInstanceUID"))
     sop_class, modality = _kind(volume)
-    if sop_class == _CAPTURE and origin.modality:
-        modality = origin.modality
+    if sop_class == _CAPTURE:
+        modality = modality_of(origin.modality, modality)
     common = _common(volume, uids, sop_class, modality, model_hash, derivation)
     _set(common, PatientName="", PatientID="", PatientBirthDate="", PatientSex="", StudyDate="", StudyTime="",
          StudyID="", AccessionNumber="", ReferringPhysicianName="", StudyInstanceUID=uids.of("study"))
-    _keep(origin.header, common)
+    if "PatientPosition" in common:
+        common.PatientPosition = ""  # not known unless the source says so
+    keep(origin.header, common)
     number = integer(origin.header, "SeriesNumber", 0)
-    _set(common, SeriesDescription=DERIVED_DESCRIPTION, SeriesNumber=DERIVED_SERIES + max(number, 0))
+    _set(common, SeriesDescription=DERIVED_DESCRIPTION,
+         SeriesNumber=DERIVED_SERIES + (number if 0 <= number <= LARGEST_NUMBER - DERIVED_SERIES else 0))
     storage = stored_as(volume.array[0], stack) or storage_for(volume.array[0], modality)
     slices = _slices(volume, common, uids, storage)
     for number, item in enumerate(slices):
-        item.SourceImageSequence = _sources(stack, volume, number)
+        if named := _sources(stack, volume, number):
+            item.SourceImageSequence = named
     return _write(slices, folder)
 
 
@@ -226,21 +225,6 @@ def _equipment(model_hash: str) -> Dataset:
     return item
 
 
-def _keep(header: Any, common: Dataset) -> None:
-    """Copies what a derived series keeps from its source; a value that breaks its own rules is left out."""
-    for keyword in _KEPT:
-        if keyword not in header:
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                value = header[keyword].value
-                # A name carries the bytes of the source's character set; as text it is written in this file's.
-                setattr(common, keyword, str(value) if header[keyword].VR == "PN" else value)
-        except (ValueError, TypeError, UserWarning, LookupError):
-            continue
-
-
 def _slices(volume: Volume, common: Dataset, uids: _Uids, storage: Storage) -> list[Dataset]:
     """One data set a slice, in order along the third axis."""
     array = volume.array[0] if volume.dims == 3 else volume.array[0][..., None]
@@ -303,16 +287,20 @@ def _nearest(stacks: list[Stack], volume: Volume) -> Stack:
 
 
 def _sources(stack: Stack, volume: Volume, number: int) -> list[Dataset]:
-    """References to the source slices within one source spacing of an output slice, at least the nearest."""
+    """References to the source slices within one source spacing of an output slice, at least the nearest.
+
+    A source whose own UIDs are invalid cannot be referred to, and is left out.
+    """
     centre = np.array([(volume.shape[0] - 1) / 2, (volume.shape[1] - 1) / 2, number, 1.0])
-    along = float((np.linalg.inv(stack.affine) @ volume.affine @ centre)[2])
+    along = stack.frame_at(float((np.linalg.inv(stack.affine) @ volume.affine @ centre)[2]))
     indices = [index for index in range(len(stack.frames)) if abs(index - along) < 1]
     items = []
     for index in indices or [int(np.clip(round(along), 0, len(stack.frames) - 1))]:
         frame, item = stack.frames[index], Dataset()
-        header = frame.instance.header
-        _set(item, ReferencedSOPClassUID=text(header, "SOPClassUID"),
-             ReferencedSOPInstanceUID=text(header, "SOPInstanceUID"),
+        named = reference(frame.instance.header)
+        if named is None:
+            continue
+        _set(item, ReferencedSOPClassUID=named[0], ReferencedSOPInstanceUID=named[1],
              PurposeOfReferenceCodeSequence=[_code("121322", "DCM", "Source image for image processing operation")])
         if frame.instance.frames > 1:
             item.ReferencedFrameNumber = frame.index + 1

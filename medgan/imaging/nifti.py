@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgan.errors import Note, Refused
-from medgan.imaging.checks import MAX_BYTES, first_bytes, refuse_nonfinite
+from medgan.imaging.arrays import DEFLATE_RATIO
+from medgan.imaging.checks import first_bytes, refuse_nonfinite
 from medgan.imaging.nifti_header import HEADER_SIZES, Header, parse_header, rigid
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Volume
 from medgan.storage import atomic_path
 
-#: Deflate cannot compress better than 1032 to 1, so a header that claims more than this is lying.
-DEFLATE_RATIO = 1032
 #: Bytes after the voxels up to which it is a note; more is refused unread.
 MAX_TRAILING_BYTES = 2**20
 #: How much is read, scaled or written at a time.
@@ -34,7 +34,7 @@ GZIP_LEVEL = 6
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_nifti(path: str | Path, *, channels: bool = False, max_bytes: int = MAX_BYTES) -> list[Volume]:
+def read_nifti(path: str | Path, *, channels: bool = False, rules: Rules = DEFAULT_RULES) -> list[Volume]:
     """Reads a NIfTI file or pair.
 
     Integers stay as stored where no scaling applies; whole-number scaling gives int16 or int32; everything else gives
@@ -44,10 +44,10 @@ def read_nifti(path: str | Path, *, channels: bool = False, max_bytes: int = MAX
     Args:
         path: `.nii`, `.nii.gz`, or either half of an `.hdr`/`.img` pair.
         channels: Take (X, Y, Z, C) as C channels.
-        max_bytes: The largest image read, in bytes of stored voxels.
+        rules: The most memory that reading may take: the voxels as stored, and once more as they are given.
 
     Returns:
-        One volume, (C, X, Y[, Z]) in C order, at most three copies of it in memory on the way.
+        One volume, (C, X, Y[, Z]) in C order.
 
     Raises:
         Refused: `FILE_*`, `HDR_*`, `FORMAT_ANALYZE`, `LIMIT*`, `DIM_*`, `GEOM_*` or `PIX_*`.
@@ -60,10 +60,10 @@ def read_nifti(path: str | Path, *, channels: bool = False, max_bytes: int = MAX
         with _opened(header_path, notes) as (stream, packed):
             header = parse_header(stream, path, paired=paired)
             if not paired:
-                raw = _voxels(stream, header, path, packed, header.parsed_bytes, max_bytes, notes)
+                raw = _voxels(stream, header, path, packed, header.parsed_bytes, rules.limit, notes)
         if paired:
             with _opened(data_path, notes) as (stream, packed):
-                raw = _voxels(stream, header, path, packed, 0, max_bytes, notes)
+                raw = _voxels(stream, header, path, packed, 0, rules.limit, notes)
     except EOFError as error:
         raise _truncated(path, "the gzip stream breaks off") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -145,20 +145,24 @@ def _truncated(path: Path, why: str) -> Refused:
 
 
 def _voxels(
-    stream: IO[bytes], header: Header, path: Path, packed: bool, position: int, max_bytes: int, notes: list[Note]
+    stream: IO[bytes], header: Header, path: Path, packed: bool, position: int, limit: int, notes: list[Note]
 ) -> NDArray[Any]:
     """Reads the stored voxels as one flat array in native byte order, and the stream to its end."""
     claimed = header.offset + header.voxel_bytes
     stored = _size_behind(stream)
     possible = stored * DEFLATE_RATIO if packed else stored
-    if header.voxel_bytes > max_bytes:
+    needed = _bytes_needed(header)
+    if needed > limit:
         code = "LIMIT" if possible >= claimed else "LIMIT_OR_TRUNCATED"
         raise Refused(
-            code, path, f"the header claims {header.voxel_bytes:,} bytes of voxels, above the cap of {max_bytes:,}",
-            "Check the header, crop the image, or read it with a higher max_bytes",
+            code, path, f"reading the {header.voxel_bytes:,} bytes of voxels that the header claims takes {needed:,}, "
+            f"above the cap of {limit:,}", "Check the header, crop the image, or raise data.max_gib",
         )
     if possible < claimed:
         raise _truncated(path, f"the header claims {claimed:,} bytes, the file cannot hold more than {possible:,}")
+    if header.offset > limit:  # unpacked only to be passed over, which takes no memory but for ever
+        raise Refused("LIMIT", path, f"{header.offset:,} bytes lie before the voxels, above the cap of {limit:,}",
+                      "Check the header, or raise data.max_gib")
     _skip(stream, header.offset - position, path)
     raw = np.empty(header.voxel_bytes, dtype=np.uint8)
     view, filled = memoryview(raw.data), 0
@@ -179,6 +183,13 @@ def _voxels(
     if not header.dtype.isnative:
         values = values.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     return values
+
+
+def _bytes_needed(header: Header) -> int:
+    """What reading takes: the voxels as stored, and those that come of them."""
+    kept = header.dtype.kind in "iu" and not header.scaled
+    given = header.dtype.itemsize if kept else max(np.dtype(t).itemsize for t in (np.int32, np.float32))
+    return header.voxel_bytes + header.voxel_bytes // header.dtype.itemsize * given
 
 
 def _size_behind(stream: IO[bytes]) -> int:
@@ -217,8 +228,6 @@ def _scaled(
     """Applies slope and intercept slab by slab into an array (C, X, Y[, Z]) in C order; checks the values."""
     refuse_nonfinite(raw, path)
     low, high = raw.min(), raw.max()
-    if low == high:
-        notes.append(Note("PIX_CONSTANT", str(path), "every voxel has the same value"))
     x, y, z, c = shape
     stored = raw.reshape((x, y, max(z, 1), c), order="F")
     dtype = _result_dtype(raw.dtype, low, high, header, path, notes)
@@ -229,6 +238,8 @@ def _scaled(
             if header.scaled:
                 values = values * np.float64(header.slope) + np.float64(header.intercept)
             array[channel, :, :, piece] = values
+    if low == high or array.min() == array.max():  # a tiny slope, or a huge intercept, leaves one value of many
+        notes.append(Note("PIX_CONSTANT", str(path), "every voxel has the same value"))
     return array if z else array[..., 0]
 
 

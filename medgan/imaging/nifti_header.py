@@ -198,7 +198,8 @@ def _affine(fields: Any, shape: tuple[int, ...], path: Path, notes: list[Note]) 
         if form is not None:
             _check(form, name, path)
     if sform is not None and qform is not None:
-        _compare(sform, qform, sizes, path, notes)
+        same_space = int(fields["sform_code"]) == int(fields["qform_code"])
+        _compare(sform, qform, sizes, path, notes, same_space)
     affine = sform if sform is not None else qform
     if affine is None:
         affine = np.array(fields.get_base_affine(), dtype=np.float64)
@@ -215,9 +216,10 @@ def _qform(fields: Any, path: Path) -> Affine:
     offsets = [float(fields[name]) for name in ("qoffset_x", "qoffset_y", "qoffset_z")]
     if not all(map(math.isfinite, terms + offsets)):
         raise Refused("GEOM_BAD_AFFINE", path, "the qform holds values that are not finite", "Correct the header")
-    if sum(term**2 for term in terms) > 1 + SHEAR_TOLERANCE:
+    length = math.hypot(*terms)  # which does not overflow
+    if length > math.sqrt(1 + SHEAR_TOLERANCE):
         raise Refused("GEOM_BAD_ORIENTATION", path, "the qform's quaternion is longer than one", "Correct the header")
-    norm = math.sqrt(max(1.0, sum(term**2 for term in terms)))
+    norm = max(1.0, length)
     for name, term in zip(("quatern_b", "quatern_c", "quatern_d"), terms, strict=True):
         fields[name] = term / norm
     return np.array(fields.get_qform(), dtype=np.float64)
@@ -242,8 +244,12 @@ def _check(form: Affine, name: str, path: Path) -> None:
                       "Resample the image onto a grid with orthogonal axes")
 
 
-def _compare(sform: Affine, qform: Affine, sizes: tuple[int, ...], path: Path, notes: list[Note]) -> None:
-    """Refuses a qform that points an axis elsewhere or has another spacing; notes one that only lies elsewhere."""
+def _compare(sform: Affine, qform: Affine, sizes: tuple[int, ...], path: Path, notes: list[Note], same_space: bool
+             ) -> None:
+    """Refuses a qform that points an axis elsewhere or has another spacing, or that lies elsewhere in the same space.
+
+    Where the codes name two spaces, such as the scanner's and an atlas's, the image may lie elsewhere: that is noted.
+    """
     moving = np.array(sizes) > 1
     unit = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
     cosines = (unit[0] * unit[1]).sum(axis=0)[moving]
@@ -257,6 +263,9 @@ def _compare(sform: Affine, qform: Affine, sizes: tuple[int, ...], path: Path, n
     difference = sform - qform
     apart = np.linalg.norm((difference[:3, :3] @ ends).T + difference[:3, 3], axis=1).max()
     if apart > FORMS_TOLERANCE_VOXELS * spacing[moving].min(initial=np.inf):
+        if same_space:
+            raise Refused("GEOM_QFORM_SFORM", path, f"qform and sform name the same space and lie up to {apart:.2f} mm "
+                          "apart in it", "Set the wrong one's code to 0, or copy the right one over it")
         why = f"qform and sform lie up to {apart:.2f} mm apart; the sform was used"
         notes.append(Note("GEOM_QFORM_SFORM", str(path), why))
 

@@ -6,28 +6,30 @@ patient; where the spacing is not given either, 1 mm is assumed and noted.
 
 from __future__ import annotations
 
-import math
-import warnings
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medgan.errors import Note, Refused
-from medgan.imaging.checks import MAX_BYTES, first_bytes, refuse_nonfinite
+from medgan.imaging import decoding
+from medgan.imaging.archives import check_members
+from medgan.imaging.arrays import read_array, stored_bytes
+from medgan.imaging.checks import first_bytes, refuse_nonfinite
+from medgan.imaging.rules import DEFAULT_RULES, Rules
 from medgan.imaging.volume import Volume
 from medgan.storage import atomic_path
 
-#: Most pixels of one raster: ten times the largest radiograph, far below what exhausts memory.
-MAX_PIXELS = 2**28
 #: Raster suffixes read; only PNG is written, being the one that keeps every value.
 RASTERS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-_GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+#: Affine and spacing in an archive are a few numbers.
+_FEW_BYTES = 2**16
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,12 +41,17 @@ def lines_down(volume: Volume) -> bool:
     return not told or volume.orientation[1] in "PI"
 
 
-def read_planar(path: str | Path) -> list[Volume]:
+def read_planar(path: str | Path, *, rules: Rules = DEFAULT_RULES) -> list[Volume]:
     """Reads a raster (grey, 8 or 16 bits), an `.npy` array or an `.npz` archive.
 
     A raster gives (1, X = columns, Y = rows). An array of two axes is (X, Y), of three (X, Y, Z), of four
     (C, X, Y, Z). An archive holds `image`, or one array under any name, and may hold `affine` (4, 4) and `spacing_mm`;
-    as many axes as there are spacings are spatial, and one more in front is the channels'.
+    as many axes as there are spacings are spatial, and one more in front is the channels'. Rasters are decoded by
+    another program (`decoding.py`).
+
+    Args:
+        path: The file.
+        rules: The most memory that reading it may take.
 
     Returns:
         One volume.
@@ -57,15 +64,16 @@ def read_planar(path: str | Path) -> list[Volume]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with path.open("rb") as file:
-            return [_volume(_npy(file, path.stat().st_size, path), None, None, path, [])]
+            array = read_array(file, path.stat().st_size, path, rules.limit)
+        return [_volume(array, None, None, path, [])]
     if suffix == ".npz":
-        return [_npz(path)]
+        return [_npz(path, rules.limit)]
     if suffix in RASTERS:
-        return [_raster(path, start)]
+        return [_raster(path, start, rules.limit)]
     raise Refused("FILE_FORMAT", path, f"{suffix or 'no suffix'} is not a raster or array", f"Use {', '.join(RASTERS)}")
 
 
-def write_planar(volume: Volume, path: str | Path) -> None:
+def write_planar(volume: Volume, path: str | Path, *, says: str = "") -> None:
     """Writes a PNG (2D, one channel, whole numbers), an `.npy` array or an `.npz` archive, whole or not at all.
 
     PNG gets 16 bits for uint16 or values above 255, else 8. `.npz` keeps everything, its `affine` and `spacing_mm`
@@ -77,7 +85,7 @@ def write_planar(volume: Volume, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".png":
-        _write_png(volume, path)
+        _write_png(volume, path, says)
         return
     if suffix not in (".npy", ".npz"):
         raise Refused("FILE_FORMAT", path, f"{suffix or 'no suffix'} is not written", "Use .png, .npy, .npz or .nii.gz")
@@ -85,7 +93,8 @@ def write_planar(volume: Volume, path: str | Path) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if suffix == ".npz":
             np.savez_compressed(
-                file, image=volume.array, affine=volume.affine, spacing_mm=np.array(volume.spacing_mm)
+                file, image=volume.array, affine=volume.affine, spacing_mm=np.array(volume.spacing_mm),
+                **({"notice": np.array(says)} if says else {}),  # type: ignore[arg-type]
             )
         elif volume.channels > 1 and volume.dims == 2:
             raise Refused("DIM_UNSUPPORTED", path, "a 2D image of several channels would be read back as 3D",
@@ -94,103 +103,23 @@ def write_planar(volume: Volume, path: str | Path) -> None:
             np.save(file, volume.array[0] if volume.channels == 1 else volume.array, allow_pickle=False)
 
 
-def _raster(path: Path, start: bytes) -> Volume:
-    from PIL import Image, UnidentifiedImageError
-
+def _raster(path: Path, start: bytes, limit: int) -> Volume:
     deep_colour = start.startswith(_PNG_MAGIC) and len(start) > 25 and start[24] == 16 and start[25] != 0
     if deep_colour:  # Pillow would cut it to 8 bits without a word
-        raise _colour(path, "a 16-bit colour PNG")
-    notes: list[Note] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(path) as image:
-                image.verify()  # checks every chunk's checksum, which decoding does not
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise _too_large(path, f"{width} x {height} pixels")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise Refused("DIM_UNSUPPORTED", path, "several pages or frames", "Save one page, or use NIfTI")
-                image.load()
-                pixels = _grey(image, path, notes)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error)) from error
-    except UnidentifiedImageError as error:
-        raise Refused("FILE_FORMAT", path, "it does not begin like an image",
-                      "Check what the file really is") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, zlib.error, Warning) as error:
-        code = "FILE_TRUNCATED" if "truncated" in str(error).lower() else "PIX_DECODE_FAILED"
-        raise Refused(code, path, f"the image cannot be decoded ({error})", "Fetch or save the file again") from error
+        raise Refused("PIX_COLOUR", path, "a 16-bit colour PNG where grey values are expected",
+                      "Convert it to a grey PNG of 8 or 16 bits")
+    [(head, pixels)] = decoding.decoded("raster", {"file": os.path.abspath(path)}, path, limit=limit)
+    notes = []
+    if head["mode"]:
+        notes.append(Note("PIX_COLOUR", str(path), f"grey stored as {head['mode']}; one channel was kept"))
     return _volume(np.ascontiguousarray(pixels.T), None, None, path, notes)
 
 
-def _grey(image: Any, path: Path, notes: list[Note]) -> NDArray[Any]:
-    """The image's values as (rows, columns); grey stored as colour is taken as grey, with a note."""
-    if image.mode in _GREY_MODES:
-        pixels = np.asarray(image)
-        return pixels.astype(np.uint8) * 255 if image.mode == "1" else pixels.astype(pixels.dtype.newbyteorder("="))
-    if image.mode == "CMYK":
-        raise _colour(path, "a CMYK image")
-    pixels = np.asarray(image.convert("RGBA"))
-    if (pixels[..., 3] != 255).any():
-        raise _colour(path, "an image with transparent pixels")
-    if (pixels[..., 0] != pixels[..., 1]).any() or (pixels[..., 0] != pixels[..., 2]).any():
-        raise _colour(path, f"a colour image ({image.mode})")
-    notes.append(Note("PIX_COLOUR", str(path), f"grey stored as {image.mode}; one channel was kept"))
-    return pixels[..., 0]
-
-
-def _too_large(path: Path, why: str) -> Refused:
-    return Refused("LIMIT", path, why, f"Crop it to {MAX_PIXELS:,} pixels or fewer")
-
-
-def _colour(path: Path, what: str) -> Refused:
-    return Refused("PIX_COLOUR", path, f"{what} where grey values are expected",
-                   "Convert it to a grey PNG of 8 or 16 bits")
-
-
-def _npy(stream: IO[bytes], stored: int, path: Path) -> NDArray[Any]:
-    """Reads one `.npy` stream of `stored` bytes: header first, then exactly the bytes it claims."""
-    try:
-        npy: Any = np.lib.format
-        version = npy.read_magic(stream)
-        header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version not in header:
-            raise ValueError(f"version {version} of the format")
-        shape, by_column, dtype = header[version](stream)
-    except Exception as error:  # numpy parses the header as Python; its tokenizer fails in many ways
-        raise Refused("FILE_CORRUPT", path, f"no readable array header ({error})", "Save the array again") from error
-    if dtype.hasobject:
-        raise Refused("FILE_UNSAFE", path, "an array of Python objects, which are pickled code",
-                      "Save a plain array of numbers")
-    if dtype.kind == "c":
-        raise Refused("PIX_COMPLEX", path, "complex values", "Save the magnitude as an image of its own")
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise Refused("HDR_BAD_DTYPE", path, f"dtype {dtype} is not an image's", "Save it as integers or floats")
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > MAX_BYTES:
-        code = "LIMIT" if claimed <= stored else "LIMIT_OR_TRUNCATED"
-        raise Refused(code, path, f"the header claims {claimed:,} bytes", f"Crop it to {MAX_BYTES:,} bytes or fewer")
-    if claimed > stored:
-        raise Refused("FILE_TRUNCATED", path, f"{claimed:,} bytes claimed, {stored:,} there", "Save the array again")
-    data = bytearray(claimed)
-    view, filled = memoryview(data), 0
-    while filled < claimed and (piece := stream.read(min(claimed - filled, 2**22))):
-        view[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    if filled < claimed:
-        raise Refused("FILE_TRUNCATED", path, f"{filled:,} of {claimed:,} bytes are there", "Save the array again")
-    if stream.read(1):  # in an archive this also reaches the end, where the checksum is compared
-        raise Refused("FILE_TRAILING_DATA", path, "bytes follow the array", "Save one array a file, or an .npz")
-    array: NDArray[Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if by_column else "C")
-    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
-
-
-def _npz(path: Path) -> Volume:
+def _npz(path: Path, limit: int) -> Volume:
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             images = [name for name in members if name not in ("affine", "spacing_mm")]
             image = "image" if "image" in members else images[0] if len(images) == 1 else ""
@@ -199,8 +128,9 @@ def _npz(path: Path) -> Volume:
                               "Name it `image`, or give the file as a data set")
             for name in {image, "affine", "spacing_mm"} & set(members):
                 with archive.open(members[name]) as stream:
-                    arrays[name] = _npy(stream, members[name].file_size, path)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+                    most = limit if name == image else min(limit, _FEW_BYTES)
+                    arrays[name] = read_array(stream, stored_bytes(members[name], path), path, most)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, OSError, ValueError) as error:
         raise Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})",
                       "Save the archive again") from error
     return _volume(arrays[image], arrays.get("spacing_mm"), arrays.get("affine"), path, [])
@@ -248,8 +178,9 @@ def spacing_affine(spacing_mm: Sequence[float], where: str | Path) -> NDArray[np
     return np.diag([*steps, *[1.0] * (4 - len(steps))])
 
 
-def _write_png(volume: Volume, path: Path) -> None:
+def _write_png(volume: Volume, path: Path, says: str) -> None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     array = volume.array
     if volume.dims != 2:
@@ -263,5 +194,8 @@ def _write_png(volume: Volume, path: Path) -> None:
                       "Write it as .nii.gz, or scale and round it to uint8 or uint16 first")
     deep = array.dtype == np.uint16 or array.max() > 255
     pixels = np.ascontiguousarray(array[0].T, dtype=np.uint16 if deep else np.uint8)
+    told = PngInfo()
+    if says:
+        told.add_text("Description", says)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=told)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from medgan.config import Modality as Modality
 from medgan.errors import Note, Refused
 
+#: Farther from the origin than this, in mm, nothing is; larger numbers overflow, or lose the spacing, on the way.
+FARTHEST_MM = 1e9
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -49,6 +52,9 @@ class Volume:
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise Refused("GEOM_BAD_AFFINE", where, "the affine is not a finite 4x4 matrix",
                           "Give the voxel-to-millimetre matrix of the image")
+        if np.abs(affine).max() > FARTHEST_MM:
+            raise Refused("GEOM_BAD_AFFINE", where, f"the affine holds numbers above {FARTHEST_MM:g} mm",
+                          "Correct the spacing and the position in the header")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise Refused("GEOM_SINGULAR_AFFINE", where, "the affine cannot be inverted",
                           "Give a matrix with three independent axes")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medgan.errors import Refused
 from medgan.imaging.intensity import IntensityMap
 from medgan.imaging.refine import refine
 from medgan.imaging.restoration import thick_axis
@@ -37,6 +38,8 @@ SETTINGS = {
     "training.rate": 6e-4, "training.rate_end": 2e-5, "training.ema_images": 1500, "training.report_images": 10**9,
     "loss.adversarial": 0.0, "data.dims": 2, "data.crop": 48,
 }
+#: Ends of a training after which the model is used as it is: what was asked for is a sharper scan.
+GIVEN_UP = ("TRAINING_DIVERGED", "OUT_OF_MEMORY")
 #: The scan is cut into so many blocks along one axis; these are held back.
 BLOCKS, HELD_BACK = 9, (2, 6)
 #: How far the weights go towards what was learned: through-plane detail is not quite what in-plane detail is, and a
@@ -81,8 +84,13 @@ def adapt(
     task = UpscaleTask(own, learned.interface)
     task.generator.load_state_dict(sharpener.generator.state_dict())
     state = State.fresh(task, own.training)
-    for step in train(state, learned, own):
-        progress(step.images, step.total or own.training.images)
+    try:
+        for step in train(state, learned, own):
+            progress(step.images, step.total or own.training.images)
+    except Refused as refused:
+        if refused.code not in GIVEN_UP:
+            raise
+        return sharpener, 0.0, f"the model was not adapted: {refused.why}"
     generator = copy.deepcopy(sharpener.generator)
     with torch.no_grad():
         for mine, learnt in zip(generator.parameters(), state.average.parameters(), strict=True):

@@ -67,13 +67,13 @@ class Finding:
     """Something that went wrong with a run, and what was done.
 
     Args:
-        kind: `divergence` or `collapse`.
+        kind: `divergence`, `collapse` or `out of memory`.
         images: Images seen when it was found.
         why: The numbers that say so.
         remedy: What was done about it.
     """
 
-    kind: Literal["divergence", "collapse"]
+    kind: Literal["divergence", "collapse", "out of memory"]
     images: int
     why: str
     remedy: str

@@ -11,15 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medgan.config import Config, Training
 from medgan.errors import Refused
 from medgan.learning import health
+from medgan.learning.accumulation import LESS, Undo, gradients, halve, memory_named, out_of_memory, release
 from medgan.learning.health import Finding, Health
 from medgan.learning.objectives import OBJECTIVES, penalty_of
-from medgan.learning.task import Batch, Source, Task
+from medgan.learning.task import Batch, Probe, Source, Task
 
 #: Steps after which the speed is trusted enough to turn minutes into a number of images.
 CALIBRATION_STEPS = 12
@@ -46,6 +48,7 @@ class State:
         rollbacks: How often the run was taken back because it diverged.
         health: What is known of the run's health.
         next_report: Images at which the next report is due; None before the first step.
+        at_once: Images of a batch that go through together, where memory does not hold more; None: all of them.
     """
 
     task: Task
@@ -58,6 +61,7 @@ class State:
     rollbacks: int = 0
     health: Health = field(default_factory=Health)
     next_report: int | None = None
+    at_once: int | None = None
 
     @classmethod
     def fresh(cls, task: Task, config: Training) -> State:
@@ -147,16 +151,25 @@ def train(state: State, source: Source, config: Config) -> Iterator[Step]:
         A `Step` after each step; the caller saves, draws and logs when `report` is set, and may stop at any time.
 
     Raises:
-        Refused: `TRAINING_DIVERGED` when rolling back did not help.
+        Refused: `TRAINING_DIVERGED` when rolling back did not help: the state is the last good one then, and may be
+            saved. `OUT_OF_MEMORY` when not even one image at a time fits. `CKPT_NONFINITE` when the first state is no
+            good one.
     """
+    with memory_named("training", LESS):
+        yield from _steps(state, source, config)
+
+
+def _steps(state: State, source: Source, config: Config) -> Iterator[Step]:
     settings = config.training
     device = pick_device(config.device)
     precision = pick_precision(settings.precision, device)
     state.task.to(device).train()
     state.average.to(device)
+    if (odd := _not_finite(state)) is not None:
+        raise Refused("CKPT_NONFINITE", "training", f"{odd} before the first step", "Train again")
     # Two: a run may have been on its way off, not yet noticed, when the last one was taken.
     safe = deque([_snapshot(state)], maxlen=2)
-    clock, started, seconds_at_start = _Clock(), state.step, time.perf_counter()
+    clock, started, seconds_at_start, undo = _Clock(), state.step, time.perf_counter(), Undo()
     state.next_report = state.next_report or state.images + settings.report_images
     with ThreadPoolExecutor(1, thread_name_prefix="medgan-batches") as pool, torch.random.fork_rng():
         ahead: Future[Batch] = pool.submit(source.batch, state.step)
@@ -165,33 +178,40 @@ def train(state: State, source: Source, config: Config) -> Iterator[Step]:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in ahead.result().items()}
             clock.waited += time.perf_counter() - before
             ahead = pool.submit(source.batch, state.step + 1)
-            torch.manual_seed(step_seed(config.seed, state.step))
-            parts = _play(state, batch, settings, precision)
-            why = state.health.step(parts)
-            if why is None and not health.finite(state.task.parameters()):
-                why = "a weight was not finite"
+            count = len(next(iter(batch.values())))
+            parts = _play(state, batch, config, precision, undo)
+            if parts is None:
+                finding = halve(state, count, config)
+                ahead = pool.submit(source.batch, state.step)
+                yield Step(state.images, state.total, {}, clock.speed(), clock.waiting(), False, False, str(finding),
+                           finding)
+                continue
+            why = state.health.step(parts) or _not_finite(state, everything=False)
+            elapsed = time.perf_counter() - seconds_at_start
+            late = settings.limit_minutes is not None and elapsed > settings.limit_minutes * 60
+            probe: Probe | None = None
+            if why is None:
+                _average(state, count, settings.ema_images)
+                state.step += 1
+                state.images += count
+                clock.images += count
+                if state.total is None and settings.minutes and state.step - started >= CALIBRATION_STEPS:
+                    left = settings.minutes * 60 - elapsed
+                    state.total = state.images + max(1, round(clock.speed() * left))
+                done = late or (state.total is not None and state.images >= state.total)
+                report = done or state.images >= state.next_report
+                if report:
+                    why, probe = _look(state, source)
             if why is not None:
                 finding = _take_back(state, safe, settings, why)
                 ahead = pool.submit(source.batch, state.step)
                 yield Step(state.images, state.total, parts, clock.speed(), clock.waiting(), False, False,
                            str(finding), finding)
                 continue
-            count = len(next(iter(batch.values())))
-            _average(state, count, settings.ema_images)
-            state.step += 1
-            state.images += count
-            clock.images += count
-            elapsed = time.perf_counter() - seconds_at_start
-            if state.total is None and settings.minutes and state.step - started >= CALIBRATION_STEPS:
-                left = settings.minutes * 60 - elapsed
-                state.total = state.images + max(1, round(clock.speed() * left))
-            late = settings.limit_minutes is not None and elapsed > settings.limit_minutes * 60
-            done = late or (state.total is not None and state.images >= state.total)
-            report = done or state.images >= state.next_report
             notes = ["stopped at the time limit"] if late else []
             found: Finding | None = None
             if report:
-                found, figures = _examine(state, source, safe[-1], settings, done)
+                found, figures = _examine(state, probe, safe[-1], settings, done)
                 parts |= figures
                 notes += [str(found)] if found else []
                 if found:
@@ -217,9 +237,25 @@ def step_seed(seed: int, step: int) -> int:
     return (x ^ (x >> 33)) >> 1
 
 
-def _play(state: State, batch: Batch, settings: Training, precision: torch.dtype) -> dict[str, float]:
+def _play(state: State, batch: Batch, config: Config, precision: torch.dtype, undo: Undo) -> dict[str, float] | None:
+    """One move of each player; None if memory did not suffice: everything is as before the step then."""
+    undo.begin(state.task)
+    try:
+        return _moves(state, batch, config, precision, undo)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or not undo.possible:
+            raise
+    # Outside the handler: the error holds on to all that was computed.
+    undo.restore(state.task)
+    state.task.forget()
+    release()
+    return None
+
+
+def _moves(state: State, batch: Batch, config: Config, precision: torch.dtype, undo: Undo) -> dict[str, float]:
     """One move of each player; nobody moves once a loss or gradient is not finite."""
-    progress = state.progress
+    progress, settings, seed = state.progress, config.training, step_seed(config.seed, state.step)
+    torch.manual_seed(seed)
     state.task.at(progress)
     # Cosine from the first to the last rate, and from the first to the last beta2.
     fall = 0.5 * (1 + math.cos(math.pi * progress))
@@ -233,16 +269,14 @@ def _play(state: State, batch: Batch, settings: Training, precision: torch.dtype
         optimiser = state.optimisers[name]
         for group in optimiser.param_groups:
             group["lr"], group["betas"] = rate, (settings.beta1, beta2)
-        device = next(player.parameters()).device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            loss, parts = state.task.loss(name, batch)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, parts = gradients(state.task, name, batch, state.at_once, precision, seed)
         norm = nn.utils.clip_grad_norm_(player.parameters(), GRADIENT_LIMIT)
-        logged |= {f"{name}/{part}": value.detach() for part, value in parts.items()}
-        logged[f"{name}/loss"], logged[f"{name}/gradient"] = loss.detach(), norm
-        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+        logged |= {f"{name}/{part}": value for part, value in parts.items()}
+        logged[f"{name}/loss"], logged[f"{name}/gradient"] = loss, norm
+        if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
             break
+        undo.keep(name, optimiser, last=player is list(players.values())[-1])
         optimiser.step()
     return {name: float(value) for name, value in logged.items()}
 
@@ -255,6 +289,22 @@ def _average(state: State, count: int, half_life: float) -> None:
         mean.lerp_(now.detach(), 1 - keep)
     for kept, fresh in zip(state.average.buffers(), state.task.generator.buffers(), strict=True):
         kept.copy_(fresh)
+
+
+def _not_finite(state: State, *, everything: bool = True) -> str | None:
+    """Says what of a state is not finite, if anything.
+
+    Averages of what is finite, and what optimisers remember of finite gradients, are finite too: these are looked at
+    where a state is kept, not at each step.
+    """
+    looked_at = {"a weight": [*state.task.parameters(), *state.task.buffers()]}
+    if everything:
+        looked_at |= {
+            "a weight of the averaged generator": [*state.average.parameters(), *state.average.buffers()],
+            "what an optimiser remembers": [
+                value for optimiser in state.optimisers.values() for memory in optimiser.state.values()
+                for name, value in memory.items() if name != "step"]}
+    return next((f"{what} was not finite" for what, tensors in looked_at.items() if not health.finite(tensors)), None)
 
 
 def _snapshot(state: State) -> dict[str, Any]:
@@ -286,27 +336,37 @@ def _take_back(state: State, safe: deque[dict[str, Any]], settings: Training, wh
     Raises:
         Refused: `TRAINING_DIVERGED` when that was done often enough.
     """
-    state.rollbacks += 1
-    if state.rollbacks > ROLLBACKS:
-        raise Refused("TRAINING_DIVERGED", "training", f"{why}, at {state.images} images, and going back at half the "
-                      f"learning rate did not help {ROLLBACKS} times",
-                      "Lower training.rate, raise training.gamma, or look for damaged cases with medgan inspect")
     images = state.images
     if safe[-1].get("tried") and len(safe) > 1:
         safe.pop()
     safe[-1]["tried"] = True
     _restore(state, safe[-1], state.step + 1)
     state.next_report = state.images + settings.report_images
+    if state.rollbacks >= ROLLBACKS:
+        raise Refused("TRAINING_DIVERGED", "training", f"{why}, at {images} images, and going back at half the "
+                      f"learning rate did not help {ROLLBACKS} times",
+                      "Lower training.rate, raise training.gamma, or look for damaged cases with medgan inspect")
+    state.rollbacks += 1
     state.rate_scale *= 0.5
     finding = Finding("divergence", images, why, f"back to {state.images} images at half the learning rate")
     state.health.findings.append(finding)
     return finding
 
 
-def _examine(state: State, source: Source, safe: dict[str, Any], settings: Training, done: bool
+def _look(state: State, source: Source) -> tuple[str | None, Probe | None]:
+    """What of a state that is due to be kept is not finite, if anything, and images by which it can be judged."""
+    why = _not_finite(state)
+    if why is not None:
+        return why, None
+    probe = state.task.probe(state.average, source, PROBED)
+    if probe is None or np.isfinite(probe.made).all():
+        return None, probe
+    return "an image that the averaged generator made was not finite", probe
+
+
+def _examine(state: State, probe: Probe | None, safe: dict[str, Any], settings: Training, done: bool
              ) -> tuple[Finding | None, dict[str, float]]:
     """Judges the run at a report and acts on a collapse, so far as there is something left to do."""
-    probe = state.task.probe(state.average, source, PROBED)
     figures, why = state.health.report(probe, state.progress, state.step)
     if why is None:
         return None, figures

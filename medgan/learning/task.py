@@ -49,6 +49,35 @@ class Probe:
     real_classes: NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The part of a batch that goes through at once, where memory does not hold all of it.
+
+    Args:
+        whole: The batch.
+        start: The part's first row there.
+        stop: One past its last row.
+    """
+
+    whole: Batch
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        """Rows of the whole batch."""
+        return len(next(iter(self.whole.values())))
+
+    @property
+    def size(self) -> float:
+        """The part's share of the batch's rows, above 0 and up to 1."""
+        return (self.stop - self.start) / self.count
+
+    def part(self) -> Batch:
+        """Its rows."""
+        return {name: tensor[self.start : self.stop] for name, tensor in self.whole.items()}
+
+
 class Task(nn.Module, ABC):
     """A game to be learned.
 
@@ -65,9 +94,13 @@ class Task(nn.Module, ABC):
     #: that `medgan.learning.health` may use. Buffers, so that a resumed run keeps them.
     penalty_scale: Tensor
     ada_floor: Tensor
+    #: Which part of its batch a loss is of; None: all of it. What a loss gives of a part counts by the part's size.
+    share: Share | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.share = None
+        self._gathered: list[Tensor] = []
         self.register_buffer("penalty_scale", torch.ones(()))
         self.register_buffer("ada_floor", torch.zeros(()))
 
@@ -82,6 +115,42 @@ class Task(nn.Module, ABC):
 
     def at(self, progress: float) -> None:
         """Sets what changes in the course of the run; `progress` goes from 0 to 1."""
+
+    def forget(self) -> None:
+        """Drops what one player's move left for the next: the step is played again from its start."""
+        self._gathered = []
+
+    def every(self, nth: int, count: int) -> tuple[slice, float]:
+        """One in `nth` rows of the batch.
+
+        Args:
+            nth: 1 or more.
+            count: Rows of the batch or of the part of it that is at hand.
+
+        Returns:
+            Which rows of those at hand, and the weight of a mean over them: 1 for a whole batch, 0 without any.
+        """
+        if self.share is None:
+            return slice(None, None, nth), 1.0
+        kept = slice(-self.share.start % nth, None, nth)
+        return kept, len(range(count)[kept]) / -(-self.share.count // nth) / self.share.size
+
+    def first(self, most: int) -> tuple[int, float]:
+        """How many of the batch's first `most` rows are at hand, and the weight of a mean over them, as `every`."""
+        if self.share is None:
+            return most, 1.0
+        here = max(0, min(self.share.stop, most) - self.share.start)
+        return here, here / most / self.share.size
+
+    def gathered(self, values: Tensor) -> Tensor | None:
+        """(n,) values of all rows of the batch; None until the last part of it has come."""
+        if self.share is None:
+            return values
+        self._gathered.append(values)
+        if self.share.stop < self.share.count:
+            return None
+        found, self._gathered = torch.cat(self._gathered), []
+        return found
 
     def probe(self, generator: nn.Module, source: Any, count: int) -> Probe | None:
         """About `count` made and real images to judge the run by; None where the task makes nothing new."""

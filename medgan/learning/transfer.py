@@ -29,7 +29,7 @@ def check_start(config: Config, channels: int | None = None) -> Run | None:
         channels: Its image channels; None: not known yet.
 
     Raises:
-        Refused: `RUN_NOT_FOUND`, `RUN_UNFINISHED`, `RUN_TASK` or `RUN_CHANNELS`.
+        Refused: `RUN_NOT_FOUND`, `RUN_UNFINISHED`, `RUN_TASK`, `RUN_CHANNELS` or `CKPT_*`.
     """
     if config.training.start is None:
         return None
@@ -47,6 +47,8 @@ def check_start(config: Config, channels: int | None = None) -> Run | None:
     if not run.finished:
         raise Refused("RUN_UNFINISHED", run.path, "training did not reach its end, so there are no weights",
                       f"Finish it with medgan train --out {run.path} --resume")
+    run.generator()  # what is wrong with its weights is said before anything is written
+    tensors_of(run.path / STATE_FILE)
     return run
 
 

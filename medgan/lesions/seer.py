@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
-from medgan.learning.checkpoints import load_weights
+from medgan.learning.checkpoints import check_weights, load_weights
 from medgan.lesions.looks import SECTIONS, Gathered, Look, gather, sections, used_size
 from medgan.lesions.placement import Site
 from medgan.metrics.utility import auroc
@@ -230,6 +230,7 @@ class Seer:
         path = Path(path)
         if not path.is_file():
             raise Refused("FILE_MISSING", path, "there is no such file", "Train the task network anew")
+        check_weights(path)
         try:
             with safe_open(path, "pt") as file:
                 learned = Learned(**json.loads(file.metadata()["learned"]))

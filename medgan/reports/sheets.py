@@ -13,6 +13,8 @@ from medgan.storage import atomic_path
 
 GAP = 2
 CAPTION_HEIGHT = 14
+#: What pictures say of themselves.
+PICTURE = "Drawn by medgan: may show synthetic images - NOT FOR DIAGNOSIS"
 #: Colours of the label indices 1, 2, ... in outlines.
 COLOURS = ((255, 80, 60), (80, 200, 255), (255, 210, 60), (120, 255, 120), (220, 120, 255), (255, 150, 200))
 
@@ -79,6 +81,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], *, zoom: int 
 def save(picture: NDArray[np.uint8], path: Path) -> None:
     """Writes a picture as PNG, whole or not at all."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    told = PngInfo()
+    told.add_text("Description", PICTURE)
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=told)

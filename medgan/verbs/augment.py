@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medgan.config import Config
-from medgan.datasets.cards import data_card
+from medgan.datasets.cards import CARD, PLAN, data_card, ids_remark, notes_remarks
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.classes import ONLY_CLASS, class_warnings, even_factor, trainable_classes, training_counts
+from medgan.datasets.hashing import as_asked
 from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import patient_key
 from medgan.errors import Interrupted, Refused
-from medgan.storage import PARTIAL, locked, remove_partial, write_text
+from medgan.imaging.rules import Rules
+from medgan.storage import claimed, os_errors_refused, remove_partial, write_text
 from medgan.verbs.cases import fits_layout
 from medgan.verbs.choose import CHOSEN, Choice, chosen, plan_cases
-from medgan.verbs.masks import looked_at
+from medgan.verbs.masks import check_cases, looked_at
 from medgan.verbs.plans import refuse_inside, refuse_other_content, same_plan
 from medgan.verbs.pool import Work, made
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules
 from medgan.verbs.showing import show
 from medgan.verbs.train import RUNS, check_trainable, default_task, real_only, train
 
@@ -34,14 +37,14 @@ if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
 
 Method = Literal["gan", "paste", "procedural"]
-#: What an output folder was asked to be; it makes a killed run go on and a different one be refused.
-PLAN = "medgan-augment.json"
-TABLE, CARD = "augmentation.csv", "DATA_CARD.md"
+TABLE = "augmentation.csv"
 #: The task network of the gates, kept while there are cases to make.
 GATE = ".medgan-task-network.safetensors"
 COLUMNS = ("id", "origin", "parents", "label", "seed", "model", "lesions", "deviation", "visibility", "contrast",
            "seen", "rejected", "rejected_intensity", "rejected_contrast", "rejected_unseen", "cores", "removed",
            "controls")
+#: What may be set anew of the table `data` for a run that exists: it changes nothing that weights know of.
+FREE_OF_DATA = {"hash_ids", "max_gib"}
 #: More is possible but never helped in any published study.
 LARGEST_FACTOR = 100.0
 
@@ -59,6 +62,7 @@ class Augmented:
         factor: Training cases over real ones, as asked for or as chosen.
         choice: Why this factor, with what each was worth; None where it was asked for.
         warnings: What is odd about the data and was taken all the same.
+        hashed_ids: Whether ids in names and records are hashes (`data.hash_ids`).
     """
 
     out: Path
@@ -69,8 +73,10 @@ class Augmented:
     factor: float = 1.0
     choice: Choice | None = None
     warnings: tuple[str, ...] = ()
+    hashed_ids: bool = False
 
 
+@os_errors_refused()
 def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: str | Path | None = None,
             model: str | Path | Run | None = None, method: Method = "gan", balance: bool = False, workers: int = 1,
             modality: str | None = None, config: str | Path | None = None,
@@ -109,7 +115,7 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
                       "2 doubles the number of training cases; auto finds out how many help")
     if workers < 1:
         raise Refused("CFG_VALUE", f"--workers {workers}", "there must be at least one process", "Use --workers 1")
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, asked_rules(config, settings))
     modality = modality or opened.modality
     given = _given(model) if method == "gan" else None
     task = _task(opened, given, method, modality, config, settings)
@@ -130,28 +136,33 @@ def augment(dataset: str | Path, *, factor: float | Literal["auto"] = 2.0, out: 
         raise Refused("RUN_TASK", run.path, f"it was trained on {run.config.modality}, not {modality}",
                       "Train on data of this modality")
     if run is not None:
+        run.generator()  # what is wrong with its weights is said before anything is written
         resolved = composing(run, config, settings, seed, device)
     else:
         resolved = Config.resolve(str(modality), task, file=config, settings=settings, seed=seed, device=device)
         resolved = _whole(opened, resolved, config, settings)
+    opened = as_asked(replace(opened, rules=Rules.of(resolved.data)), resolved)
     warnings = (*looked_at(opened, resolved), *(class_warnings(opened) if task == "image" else ()))
     work = Work(opened, resolved, method, run.path if run else None, target, seed, balance)
-    choice = _chosen(work, workers, progress) if factor == "auto" else None
-    wanted = choice.factor if choice is not None else float(factor)
-    if choice is not None and wanted == 1:
-        run = None  # what makes no case needs no generator, and is not said to have one
-    elif method == "gan" and run is None:
-        run = _trained(opened, resolved, task, config, settings, progress)
-        resolved = composing(run, config, settings, seed, device)
-    work = replace(work, config=resolved, run=run.path if run else None)
-    plan = {"dataset": opened.fingerprint(), "factor": "auto" if choice is not None else wanted, "method": method,
-            "seed": seed, "model": run.hash() if run else None,
-            "settings": resolved.model_dump(mode="json", exclude={"seed", "device", "evaluate"})}
-    plan |= {"balance": True} if balance else {}
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target), _goes_on(f"what is finished is in {target}; the same command goes on"):
-        same_plan(target / PLAN, plan)
-        return _fill(work, wanted, workers, progress, run, choice, (*warnings, *_uneven(opened, wanted, even)))
+    with claimed(target):
+        if not (target / PLAN).is_file():
+            check_cases(opened, resolved, progress)
+        choice = _chosen(work, workers, progress) if factor == "auto" else None
+        wanted = choice.factor if choice is not None else float(factor)
+        if choice is not None and wanted == 1:
+            run = None  # what makes no case needs no generator, and is not said to have one
+        elif method == "gan" and run is None:
+            run = _trained(opened, resolved, task, config, settings, progress)
+            resolved = composing(run, config, settings, seed, device)
+        work = replace(work, config=resolved, run=run.path if run else None)
+        plan = {"dataset": opened.fingerprint(), "factor": "auto" if choice is not None else wanted, "method": method,
+                "seed": seed, "model": run.hash() if run else None,
+                "settings": resolved.model_dump(mode="json", exclude={
+                    "seed": True, "device": True, "evaluate": True, "data": {"max_gib"}})}
+        plan |= {"balance": True} if balance else {}
+        with _goes_on(f"what is finished is in {target}; the same command goes on"):
+            same_plan(target / PLAN, plan)
+            return _fill(work, wanted, workers, progress, run, choice, (*warnings, *_uneven(opened, wanted, even)))
 
 
 @contextlib.contextmanager
@@ -163,17 +174,8 @@ def _goes_on(kept: str) -> Iterator[None]:
 
 
 def _chosen(work: Work, workers: int, progress: Report) -> Choice:
-    """The choice of the factor, made under the output's lock; an output that fails before it has any is removed."""
-    fresh = not work.out.exists()
-    work.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(work.out), _goes_on("the choice of the factor was not finished; the same command begins it again"):
-            return chosen(work, workers=workers, progress=progress)
-    except BaseException:
-        if fresh:
-            with contextlib.suppress(OSError):
-                work.out.rmdir()  # only where it is empty
-        raise
+    with _goes_on("the choice of the factor was not finished; the same command begins it again"):
+        return chosen(work, workers=workers, progress=progress)
 
 
 def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | None, choice: Choice | None,
@@ -187,28 +189,30 @@ def _fill(work: Work, factor: float, workers: int, progress: Report, run: Run | 
     planned = plan_cases(dataset, factor, even=work.balance and work.config.task == "image")
     todo = [(number, parent, new) for number, (parent, new) in enumerate(planned)
             if not layout.sidecar(layout.place(target, dataset, new)).is_file()]
-    skipped: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     done = len(planned) - len(todo)
     work, remarks = _gate(work) if planned else (work, [])
     progress(Progress("synthesizing", done, len(planned), "cases"))
     for name, why in made(work, todo, workers):
         done += 1
         if why:
-            skipped[name] = why
+            left_out[name] = why
         progress(Progress("synthesizing", done, len(planned), "cases", f"{name} skipped: {why}" if why else name))
+    skipped = {new.id: left_out[new.id] for _, new in planned if new.id in left_out}
     kept = [new for _, new in planned if new.id not in skipped]
     placed = [layout.place(target, dataset, case) for case in (*dataset.cases, *kept)]
     records = [Provenance.read(layout.sidecar(case)) for case in placed[len(dataset.cases):]]
     write_text(target / TABLE, table(dataset, records))
     model = {"model": run.path.name, "model_hash": run.hash()} if run else {}
-    remarks = [*warnings, *_by_class(dataset, kept), *(choice.lines() if choice is not None else ()), *remarks,
+    remarks = [*warnings, *ids_remark(dataset), *notes_remarks(records), *_by_class(dataset, kept),
+               *(choice.lines() if choice is not None else ()), *remarks,
                *show(work, planned, placed[len(dataset.cases):], records)]
     write_text(target / CARD, data_card(dataset, [*dataset.cases, *kept], method=work.method, seed=work.seed,
                                         remarks=remarks, **model))
     layout.finish(target, dataset, placed)
     (target / GATE).unlink(missing_ok=True)
     return Augmented(target, len(dataset.cases), tuple(case.id for case in kept), skipped, run.path if run else None,
-                     factor, choice, warnings)
+                     factor, choice, warnings, bool(dataset.names))
 
 
 def _uneven(dataset: Dataset, factor: float, even: bool) -> tuple[str, ...]:
@@ -265,7 +269,7 @@ def _target(dataset: Dataset, factor: float | str, out: str | Path | None) -> Pa
     named = factor if isinstance(factor, str) else f"{factor:g}"
     target = Path(out) if out is not None else lone.with_name(f"{lone.name.removesuffix('.npz')}-x{named}")
     refuse_inside(target, lone)
-    refuse_other_content(target, (PLAN, CHOSEN, f"{PARTIAL}-choice"), "augment")
+    refuse_other_content(target, (PLAN, CHOSEN), "augment")
     return target
 
 
@@ -378,7 +382,7 @@ def composing(run: Run, config: str | Path | None, settings: Sequence[str] | Map
         Refused: `CFG_VALUE` for a setting that the run's weights do not follow.
     """
     given = run.config.over(file=config, settings=settings, seed=seed, device=device)
-    free = {"augment", "evaluate", "device", "seed"}
+    free: dict[str, Any] = {**dict.fromkeys(("augment", "evaluate", "device", "seed"), True), "data": FREE_OF_DATA}
     theirs, ours = given.model_dump(exclude=free), run.config.model_dump(exclude=free)
     differing = [name for name in ours if theirs[name] != ours[name]]
     if differing:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.layouts import LAYOUTS
-from medgan.datasets.provenance import Provenance
+from medgan.datasets.provenance import Provenance, handed_on
 from medgan.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
             image = made_volume(generator, opened, parent.label, template, step_seed(seed, number),
                                 truncation=truncation, maps=maps)
             save(number, parent, new, image, mask if follows else None, parents=(parent.id,) if follows else (),
-                 label=parent.label, settings={"truncation": truncation})
+                 label=parent.label, settings={"truncation": truncation},
+                 parent_notes=handed_on(template.notes))
             return ""
 
         return make_image
@@ -122,7 +123,8 @@ def factory(dataset: Dataset, config: Config, method: str, run: Path | None, out
         if balance:
             made = add_controls(made, ground, control_filler, step_seed(seed, number), len(made.lesions))
         save(number, parent, new, made.image, made.mask, parents=(parent.id,),
-             label=label or made.lesions[0].label, lesions=made.lesions, gates=made.gates | {"removed": float(own)})
+             label=label or made.lesions[0].label, lesions=made.lesions, gates=made.gates | {"removed": float(own)},
+             parent_notes=handed_on(original.volume.notes))
         return ""
 
     return make_lesions

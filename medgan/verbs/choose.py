@@ -182,7 +182,7 @@ def chosen(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
 
 @contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A folder in `out` that does not outlive the block; if the block fails, `out` is as it was."""
+    """A folder in `out` that does not outlive the block."""
     folder = out / f"{PARTIAL}-choice"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -190,9 +190,6 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()  # only where it is empty
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def choose(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from medgan import __version__
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
+from medgan.datasets.hashing import has_hashed_ids, with_hashed_ids
 from medgan.datasets.layout_base import base_of
 from medgan.datasets.layouts import open_dataset
 from medgan.errors import Interrupted, Refused
-from medgan.storage import locked, write_json, write_text
+from medgan.storage import claimed, is_unused, os_errors_refused, write_json, write_text
 from medgan.verbs.plans import refuse_inside
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules
 
 if TYPE_CHECKING:
     from medgan.verbs.looking import Material
@@ -60,6 +62,7 @@ class Evaluation:
                 "images": self.figures["images"], "warnings": self.figures["warnings"]}
 
 
+@os_errors_refused()
 def evaluate(real: str | Path, synthetic: str | Path, *, heldout: str | Path | None = None,
              out: str | Path | None = None, modality: str | None = None, config: str | Path | None = None,
              settings: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None, device: str | None = None,
@@ -90,23 +93,27 @@ def evaluate(real: str | Path, synthetic: str | Path, *, heldout: str | Path | N
     from medgan.verbs.judging import roles
     from medgan.verbs.looking import gather
 
-    opened, made = open_dataset(real), open_dataset(synthetic)
-    other = open_dataset(heldout) if heldout is not None else None
+    rules = asked_rules(config, settings, "image")
+    opened, made = open_dataset(real, rules), open_dataset(synthetic, rules)
+    other = open_dataset(heldout, rules) if heldout is not None else None
     target = _target(made, out)
     for dataset in (opened, made, *([other] if other is not None else [])):
         refuse_inside(target, dataset.root)
     resolved = Config.resolve(_modality(modality, opened, made), "image", file=config, settings=settings, seed=seed,
                               device=device)
     _check_encoder(resolved)
+    opened, made, other = _called_alike(opened, made, other, resolved)
     found = roles(opened, made, other, resolved.seed)
     about = {"medgan": __version__, "real": _about(opened), "synthetic": _about(made),
              "heldout": {"from": found.heldout_from, **(_about(other) if other is not None else {})}}
     try:
-        material = gather(found, resolved,
-                          lambda done, total: progress(Progress("reading", done, total, "cases")))
-        figures, page = _judged(material, resolved, progress)
-        whole = _writable({**about, **_compared(found.kind, material, resolved), **figures})
-        _write(target, whole, page(whole))
+        with claimed(target):
+            _refuse_used(target)
+            material = gather(found, resolved,
+                              lambda done, total: progress(Progress("reading", done, total, "cases")))
+            figures, page = _judged(material, resolved, progress)
+            whole = _writable({**about, **_compared(found.kind, material, resolved), **figures})
+            _write(target, whole, page(whole))
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
     return Evaluation(target, whole)
@@ -133,18 +140,13 @@ def _writable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(target: Path, figures: Mapping[str, Any], report: str) -> None:
     """Both files or none."""
-    known = target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        try:
-            write_json(target / FIGURES, figures)
-            write_text(target / REPORT, report)
-        except BaseException:
-            for name in (FIGURES, REPORT):
-                (target / name).unlink(missing_ok=True)
-            if not known:
-                target.rmdir()
-            raise
+    try:
+        write_json(target / FIGURES, figures)
+        write_text(target / REPORT, report)
+    except BaseException:
+        for name in (FIGURES, REPORT):
+            (target / name).unlink(missing_ok=True)
+        raise
 
 
 def _judged(material: Material, config: Config, progress: Report) -> tuple[dict[str, Any], Any]:
@@ -169,14 +171,18 @@ def _judged(material: Material, config: Config, progress: Report) -> tuple[dict[
 def _target(made: Dataset, out: str | Path | None) -> Path:
     base = made.root if made.root.is_dir() else base_of(made) / made.root.name.split(".")[0]
     target = Path(out) if out is not None else base.with_name(f"{base.name}-evaluation")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out, or remove it")
+    _refuse_used(target)
     return target
+
+
+def _refuse_used(target: Path) -> None:
+    if not is_unused(target):
+        raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out, or remove it")
 
 
 def _modality(given: str | None, real: Dataset, made: Dataset) -> str:
     """As asked for, as a data set says of itself, or as the settings say that made the synthetic one."""
-    from medgan.verbs.augment import PLAN
+    from medgan.datasets.cards import PLAN
 
     plan = base_of(made) / PLAN
     noted = None
@@ -190,6 +196,15 @@ def _modality(given: str | None, real: Dataset, made: Dataset) -> str:
         raise Refused("CFG_VALUE", "--modality", f"{real.root} does not say which modality it is",
                       "Use --modality ct, mr, xray or us")
     return str(found)
+
+
+def _called_alike(real: Dataset, made: Dataset, heldout: Dataset | None, config: Config
+                  ) -> tuple[Dataset, Dataset, Dataset | None]:
+    """With hashed ids all data sets where that is asked for, or where one has them: else no patient is known again."""
+    sets = [each for each in (real, made, heldout) if each is not None]
+    if not (config.data.hash_ids or any(map(has_hashed_ids, sets))):
+        return real, made, heldout
+    return with_hashed_ids(real), with_hashed_ids(made), with_hashed_ids(heldout) if heldout is not None else None
 
 
 def _check_encoder(config: Config) -> None:

@@ -21,10 +21,13 @@ from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.geometry import align_mask, reorient
 from medgan.imaging.intensity import IntensityMap, intensity_maps
 from medgan.imaging.volume import Volume
+from medgan.notices import tell
+from medgan.storage import held, os_errors_refused
 from medgan.verbs.augment import composing
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules, besides_rules
 from medgan.verbs.train import RUNS
-from medgan.verbs.upsample import DICOM_SUFFIXES, Device
+from medgan.verbs.upsample import DICOM_SUFFIXES, Device, refuse_taken
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
@@ -125,8 +128,9 @@ def fill(volume: Any, mask: Any, *, model: str | Path | Run | None = None, metho
             `PIX_*`, `GEOM_*`, `CKPT_*`, or what is wrong with a file.
     """
     _check_options(method, modality, device, model, margin)
+    rules = asked_rules(config, settings)
     if isinstance(volume, str | Path):
-        volume = files.read(volume, channels=True)
+        volume = files.read(volume, channels=True, rules=rules)
     if input_spacing is None and is_bare(volume):
         input_spacing = (1.0,) * min(3, volume.ndim)
     image, back = to_volume(volume, spacing_mm=input_spacing)
@@ -134,13 +138,16 @@ def fill(volume: Any, mask: Any, *, model: str | Path | Run | None = None, metho
         raise Refused("CFG_VALUE", "modality", f"{modality} is named, but the image says that it is {image.modality}",
                       "Leave it out")
     refuse_uncomputable(image)
+    tell(image.notes)
     image = replace(image, modality=image.modality or modality)
+    if isinstance(mask, str | Path):
+        mask = files.read(mask, labels=True, rules=rules)
     unwanted = _unwanted(mask, image, margin)
     run, remarks = _run_for(image, model, method)
     if run is not None:
         resolved = composing(run, config, settings, seed, device)
         image = replace(image, modality=run.config.modality)
-    elif config is not None or settings:
+    elif config is not None or besides_rules(settings):
         raise Refused("CFG_VALUE", "settings", "the methods without a model have none", "Leave them out, or name a run")
     chosen = "gan" if run else WITHOUT_RUN if method == "auto" else method
     scan, hidden = _scan(image, unwanted, run.config.intensity if run else None)
@@ -157,6 +164,7 @@ def fill(volume: Any, mask: Any, *, model: str | Path | Run | None = None, metho
     return result
 
 
+@os_errors_refused()
 def fill_file(source: str | Path, mask: str | Path, target: str | Path, *, seed: int = 0,
               **options: Any) -> FillReport:
     """Fills a file or DICOM folder into a new file or folder, written whole or not at all.
@@ -172,23 +180,22 @@ def fill_file(source: str | Path, mask: str | Path, target: str | Path, *, seed:
         Refused: `OUT_EXISTS`, `FILE_FORMAT`, and as `fill`.
     """
     source, target = Path(source), Path(target)
-    if not target.parent.is_dir():
-        raise Refused("FILE_MISSING", target.parent, "there is no such folder to write into", "Make it first")
-    if target.exists():
-        raise Refused("OUT_EXISTS", target, "there is something already", "Name another output, or remove it")
+    refuse_taken(target)
     nifti = files.suffix_of(target) in (".nii", ".nii.gz")
     dicom = not target.suffix and (source.is_dir() or files.suffix_of(source) in ("", *DICOM_SUFFIXES))
     if not nifti and not dicom:
         raise Refused("FILE_FORMAT", target, "a filled volume is written as .nii or .nii.gz, or as a folder where the "
                       "source is DICOM", "Name the output so")
-    result, told = fill(source, mask, report=True, seed=seed, **options)
-    if nifti:
-        files.write(result, target)
-    else:
-        from medgan.imaging.dicom_write import write_derived
+    with held(target):
+        refuse_taken(target)
+        result, told = fill(source, mask, report=True, seed=seed, **options)
+        if nifti:
+            files.write(result, target, says=files.DERIVED)
+        else:
+            from medgan.imaging.dicom_write import write_derived
 
-        write_derived(result, target, source=source, seed=seed, model_hash=told.model or told.method,
-                      derivation=told.derivation)
+            write_derived(result, target, source=source, seed=seed, model_hash=told.model or told.method,
+                          derivation=told.derivation)
     return cast(FillReport, told)
 
 

@@ -92,7 +92,7 @@ def _usable(cases: tuple[Case, ...], kind: str, warnings: list[str]) -> tuple[Ca
 
 def _taken_whole(real: Dataset, synthetic: Dataset) -> tuple[Case, ...]:
     """All cases of a data set that marks none as synthetic: what another tool wrote."""
-    from medgan.verbs.augment import PLAN
+    from medgan.datasets.cards import PLAN
 
     folder = synthetic.root if synthetic.root.is_dir() else synthetic.root.parent
     if (folder / PLAN).is_file() or synthetic.root.resolve() == real.root.resolve():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.classes import ONLY_CLASS
+from medgan.datasets.hashing import hashed_record
 from medgan.datasets.layouts import LAYOUTS
 from medgan.datasets.provenance import read_if_synthetic
 from medgan.datasets.splits import patient_key
@@ -238,6 +239,7 @@ class _Lesions:
         record = read_if_synthetic(LAYOUTS[dataset.layout].sidecar(case))
         if record is None or record.gates.get("removed", 0) > 0 or not record.parents:
             return labels
+        record = hashed_record(record) if dataset.names else record
         if record.parents[0] not in self.parents:
             return labels
         parent = open_scan(*self.parents[record.parents[0]], config)

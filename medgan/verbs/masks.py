@@ -11,10 +11,27 @@ from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.datasets.splits import patient_key
 from medgan.errors import Refused
+from medgan.verbs.progress import Progress, Report
 
 #: Said where no honest split is possible.
 ONE_PATIENT = ("There is one training patient only: nothing can be held out, so nothing is claimed of whether "
                "synthetic cases help.")
+
+
+def check_cases(dataset: Dataset, config: Config, progress: Report) -> None:
+    """Reads the cases that `looked_at` leaves out, so that a damaged one is refused before anything is written.
+
+    Raises:
+        Refused: What is wrong with a case.
+    """
+    if dataset.layout == "npz":  # one file for all, which is read whole or refused
+        return
+    looked = config.task == "lesion"
+    left = [case for case in dataset.cases
+            if not (looked and case.split == "train" and case.mask is not None and not case.synthetic)]
+    for number, case in enumerate(left):
+        progress(Progress("checking", number, len(left), "cases"))
+        dataset.load(case)
 
 
 def looked_at(dataset: Dataset, config: Config) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.hashing import hashed_case, hashed_record
 from medgan.datasets.layouts import open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Refused
@@ -27,6 +29,7 @@ from medgan.lesions.makers import Maker, Paste, Procedural
 from medgan.lesions.scans import lesions_and_organs, open_scan
 from medgan.lesions.windows import Outline, Ready, compose_once, crop_scan, fitting, ready
 from medgan.verbs.augment import Method, check_run, composing
+from medgan.verbs.reading import asked_rules
 from medgan.verbs.train import RUNS, check_trainable, real_only
 
 if TYPE_CHECKING:
@@ -124,10 +127,14 @@ class Studio:
 
     def record(self, name: str, case: Case | None, seed: int, made: Made | None) -> str:
         """What was done, as JSON text: equal in kind for every item, so that any loader can put them in a batch."""
-        about = Provenance(id=name, parents=(case.id,) if case else (), patient=case.patient if case else "",
-                           label=made.lesions[0].label if made else None, seed=seed, model=self.model[0],
-                           model_hash=self.model[1], method=self.method, lesions=made.lesions if made else (),
-                           gates=made.gates if made else {}).as_json()
+        record = Provenance(id=name, parents=(case.id,) if case else (), patient=case.patient if case else "",
+                            label=made.lesions[0].label if made else None, seed=seed, model=self.model[0],
+                            model_hash=self.model[1], method=self.method, lesions=made.lesions if made else (),
+                            gates=made.gates if made else {})
+        if self.config.data.hash_ids:
+            called = name.replace(case.id, hashed_case(case.id)) if case else name
+            record = replace(hashed_record(record), id=called)
+        about = record.as_json()
         return json.dumps(about if made else about | {"synthetic": False, "notice": NO_PLACE})
 
     def _lesions_and_organs(self, mask: Volume) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
@@ -151,7 +158,7 @@ def open_studio(run: str | Path | Run | None, dataset: str | Path | Dataset, *, 
     Raises:
         Refused: As `OnlineLesions`.
     """
-    opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, asked_rules(config, settings))
     modality = modality or opened.modality
     check_trainable(opened, "lesion")
     training = real_only(opened.only(opened.split("train")))
@@ -190,6 +197,7 @@ def _found(run: str | Path | Run | None, dataset: Dataset, modality: str) -> Run
     if opened.config.modality != modality:
         raise Refused("RUN_TASK", opened.path, f"it was trained on {opened.config.modality}, not {modality}",
                       "Train on data of this modality")
+    opened.generator()  # loaded where it is needed; what is wrong with it is said at once
     return opened
 
 

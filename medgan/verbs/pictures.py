@@ -14,6 +14,7 @@ from medgan.datasets.cases import Dataset
 from medgan.datasets.layouts import open_dataset
 from medgan.datasets.subset import as_training
 from medgan.errors import Refused
+from medgan.imaging.rules import Rules
 from medgan.storage import write_json
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.train import real_only
@@ -114,7 +115,8 @@ class _Gallery:
         else:
             self.task.eval().requires_grad_(False)
         try:
-            self.data: Dataset | None = real_only(open_dataset(run.dataset["path"]))
+            self.data: Dataset | None = real_only(open_dataset(run.dataset["path"],
+                                                                       Rules.of(run.config.data)))
             if self.data.fingerprint() != run.dataset["fingerprint"]:
                 self.data = None
                 drawn.notes.append("no real images: the data set is no longer the one that the run was trained on")

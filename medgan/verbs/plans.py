@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medgan.errors import Refused
-from medgan.storage import write_json
+from medgan.storage import is_unused, write_json
 
 
 def refuse_inside(target: Path, root: Path) -> None:
@@ -33,8 +33,7 @@ def refuse_other_content(target: Path, ours: Sequence[str], verb: str) -> None:
     Raises:
         Refused: `OUT_EXISTS`.
     """
-    if target.exists() and not (target.is_dir() and (any((target / name).exists() for name in ours)
-                                                     or not any(target.iterdir()))):
+    if not is_unused(target) and not (target.is_dir() and any((target / name).exists() for name in ours)):
         raise Refused("OUT_EXISTS", target, f"it exists and holds something that medgan {verb} did not write",
                       "Choose another output, or empty it")
 

@@ -1,16 +1,31 @@
-"""Synthetic cases made one after another, or by several processes at once: the bytes are the same."""
+"""Work on many cases, one after another or by several processes at once: the bytes are the same."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
+from typing import Any, TypeVar
 
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
+from medgan.errors import Refused
 from medgan.verbs.cases import Factory, factory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Seconds in which a signal that has ended a worker also reaches this process, where it says why.
+GRACE = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,10 +56,79 @@ def made(work: Work, todo: Sequence[tuple[int, Case, Case]], workers: int) -> It
             for number, parent, new in todo:
                 yield new.id, make(number, parent, new)
         return
+    yield from in_parallel(_in_worker, todo, workers, _start_worker, (work, workers), where=work.out)
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int,
+                start: Callable[..., None], arguments: tuple[Any, ...], *, where: Path) -> Iterator[Result]:
+    """Yields what `function` gives for each item, in whatever order the processes finish them.
+
+    No process outlives this one, or the loop over what is yielded: where either ends early, by an error, Ctrl-C or
+    SIGKILL, they end at once, in the middle of their items.
+
+    Args:
+        function: Of the top level of a module.
+        items: What is sent to it.
+        workers: Processes, at most one for each item.
+        start: Called once in each process, before any item.
+        arguments: For `start`.
+        where: The output, for refusals.
+
+    Raises:
+        Refused: `WORKER_DIED` where a process ended without a word; else what `function` raises.
+    """
     # Fresh processes: a forked one would share torch's thread pool with this one.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (work, workers)) as pool:
-        yield from pool.map(_in_worker, todo)
+    ours, theirs = context.Pipe()
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (theirs, start, arguments))
+    try:
+        with _deaf():
+            futures = [pool.submit(_do, function, item) for item in items]
+        for future in as_completed(futures):
+            yield future.result()
+        pool.shutdown(wait=True)
+    except BrokenProcessPool:
+        time.sleep(GRACE)
+        raise Refused("WORKER_DIED", where, "a worker process was ended from outside, most often for want of memory",
+                      "Use fewer --workers, and give the same command again") from None
+    finally:
+        ours.close()  # which ends those that are not done
+        theirs.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are begun in the block do not hear Ctrl-C, which a terminal sends to all; this one does later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(channel: connection.Connection, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Begins a worker: it ends with the process that began it."""
+
+    def follow() -> None:
+        connection.wait([channel])  # nothing is ever sent: what comes is the end
+        os._exit(1)
+
+    global _refusal
+    threading.Thread(target=follow, daemon=True, name="medgan-follow").start()
+    try:
+        start(*arguments)
+    except Refused as refused:
+        _refusal = refused  # told with the first item: what is raised here would only be printed
+
+
+_refusal: Refused | None = None
+
+
+def _do(function: Callable[[Item], Result], item: Item) -> Result:
+    if _refusal is not None:
+        raise _refusal
+    return function(item)
 
 
 def _factory(work: Work) -> Factory:

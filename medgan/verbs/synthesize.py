@@ -12,12 +12,14 @@ import numpy as np
 
 from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.hashing import as_asked
 from medgan.datasets.layouts import LAYOUTS, open_dataset
 from medgan.datasets.provenance import Provenance
 from medgan.errors import Interrupted, Refused
 from medgan.imaging import files
+from medgan.imaging.rules import Rules
 from medgan.imaging.volume import Volume
-from medgan.storage import locked, remove_partial
+from medgan.storage import claimed, is_unused, os_errors_refused, remove_partial
 from medgan.verbs.augment import check_run, composing
 from medgan.verbs.cases import GOLDEN, factory, fits_layout, synthetic_case
 from medgan.verbs.choose import plan_cases
@@ -48,6 +50,7 @@ class Synthetic:
     record: Mapping[str, Any]
 
 
+@os_errors_refused()
 def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None = None, label: str | None = None,
                size_mm: float | None = None, lesions: int = 1, seed: int = 0, device: str | None = None,
                config: str | Path | None = None, settings: Sequence[str] | Mapping[str, Any] = (),
@@ -88,24 +91,32 @@ def synthesize(run: str | Path | Run, count: int = 1, *, out: str | Path | None 
                   else opened.interface["classes"])
     if label is not None and label not in names:
         raise Refused("LABEL_UNKNOWN", f"--label {label}", "the run does not know it", f"Use one of {', '.join(names)}")
-    dataset = open_dataset(opened.dataset["path"])
+    dataset = open_dataset(opened.dataset["path"], Rules.of(opened.config.data))
     check_run(opened, dataset, opened.config.task)
+    opened.generator()  # what is wrong with its weights is said before anything is written
     resolved = composing(opened, config, settings, seed, device)
+    dataset = as_asked(replace(dataset, rules=Rules.of(resolved.data)), resolved)
     pick_device(resolved.device)
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="medgan-") as folder:
-            return _synthesize(opened, dataset, resolved, count, Path(folder), label, size_mm, lesions, progress)
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out")
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        try:
-            return _synthesize(opened, dataset, resolved, count, target, label, size_mm, lesions, progress)
-        except Refused:
-            if not any(target.iterdir()):
-                target.rmdir()
-            raise
+    reached = 0
+
+    def tell(step: Progress) -> None:
+        nonlocal reached
+        reached = step.done
+        progress(step)
+
+    try:
+        if out is None:
+            with tempfile.TemporaryDirectory(prefix="medgan-") as folder:
+                return _synthesize(opened, dataset, resolved, count, Path(folder), label, size_mm, lesions, tell)
+        target = Path(out)
+        with claimed(target):
+            if not is_unused(target):
+                raise Refused("OUT_EXISTS", target, "it exists and is not empty", "Choose another --out")
+            remove_partial(target)
+            return _synthesize(opened, dataset, resolved, count, target, label, size_mm, lesions, tell)
+    except KeyboardInterrupt:
+        kept = f"; those finished are in {out}; all of them are made anew in an empty --out" if out and reached else ""
+        raise Interrupted(f"stopped after {reached} of {count} cases{kept}") from None
 
 
 def _plain_images(run: Run, dataset: Dataset, config: Config, count: int, target: Path, label: str | None,
@@ -133,12 +144,12 @@ def _plain_images(run: Run, dataset: Dataset, config: Config, count: int, target
                             settings={"truncation": truncation})
         image = made_volume(generator, run, name, None, seed, truncation=truncation, maps=maps)
         path = (target if follows else target / name) / f"{new}.nii.gz"
-        files.write(image, path)
+        files.write(image, path, says=files.SYNTHETIC)
         mask = None
         if maps is not None:
             values = np.array(sorted(dataset.labels))
             mask = image.with_array(values[maps[0].argmax(axis=0)][None].astype(np.uint16))
-            files.write(mask, path.with_name(f"{new}_mask.nii.gz"))
+            files.write(mask, path.with_name(f"{new}_mask.nii.gz"), says=files.SYNTHETIC)
         record.write(path.with_name(f"{new}.provenance.json"))
         made.append(Synthetic(new, image, mask, record.as_json()))
     progress(Progress("synthesizing", count, count, "cases"))
@@ -174,29 +185,25 @@ def _synthesize(run: Run, dataset: Dataset, config: Config, count: int, target: 
     make = factory(dataset, config, "gan", run.path, target, config.seed, label=label, size_mm=size_mm, count=lesions)
     made: list[Case] = []
     reasons: list[str] = []
-    try:
-        for number in range(count):
-            progress(Progress("synthesizing", number, count, "cases"))
-            why = ""
-            for turn in range(min(PARENTS, len(parents))):
-                parent = parents[(number + turn) % len(parents)]
-                new = synthetic_case(parent, number + 1)
-                why = make(number, parent, new)
-                if not why:
-                    made.append(new)
-                    break
-            if why:
-                reasons.append(f"case {number + 1}: {why}")
-    except KeyboardInterrupt:
-        remove_partial(target)
-        raise Interrupted(f"stopped after {len(made)} of {count} cases") from None
+    for number in range(count):
+        progress(Progress("synthesizing", number, count, "cases"))
+        why = ""
+        for turn in range(min(PARENTS, len(parents))):
+            parent = parents[(number + turn) % len(parents)]
+            new = synthetic_case(parent, number + 1)
+            why = make(number, parent, new)
+            if not why:
+                made.append(new)
+                break
+        if why:
+            reasons.append(f"case {number + 1}: {why}")
     progress(Progress("synthesizing", count, count, "cases", "; ".join(reasons)))
     if not made:
         raise Refused("PLACE_NONE", run.path, reasons[0], "Ask for a smaller size, train the run longer, or raise "
                       "augment.tries")
     placed = [layout.place(target, dataset, case) for case in made]
     layout.finish(target, dataset, placed)
-    written = open_dataset(target)
+    written = open_dataset(target, dataset.rules)
     records = {case.id: layout.sidecar(placed_case) for case, placed_case in zip(made, placed, strict=True)}
     return [_read(written, case, records) for case in written.cases if case.id in records]
 

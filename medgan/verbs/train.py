@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from medgan.config import Config
 from medgan.datasets.cases import Dataset
 from medgan.datasets.classes import trainable_classes
+from medgan.datasets.hashing import as_asked
 from medgan.datasets.layouts import open_dataset
 from medgan.errors import Interrupted, Refused
-from medgan.storage import locked, remove_partial, write_text
+from medgan.imaging.rules import Rules
+from medgan.storage import PARTIAL, claimed, is_unused, locked, os_errors_refused, remove_partial, write_text
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
@@ -30,6 +33,7 @@ PHANTOMS = 8
 PHANTOM_BUDGET = {"training.images": 2_600, "training.limit_minutes": 2.0, "training.report_images": 1_300}
 
 
+@os_errors_refused()
 def train(dataset: str | Path | None = None, *, modality: str | None = None, task: str | None = None,
           out: str | Path | None = None, minutes: float | None = None, resume: bool = False,
           config: str | Path | None = None, settings: Sequence[str] | Mapping[str, Any] = (),
@@ -69,7 +73,7 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
         task = task or "lesion"
         sets = PHANTOM_BUDGET | sets
     else:
-        opened = open_dataset(dataset)
+        opened = open_dataset(dataset, asked_rules(config, settings, task))
         modality = modality or opened.modality
         task = task or default_task(opened)
         if modality is None:
@@ -81,16 +85,29 @@ def train(dataset: str | Path | None = None, *, modality: str | None = None, tas
     _check_device(resolved)
     folder = Path(out) if out is not None else _next_run(f"{short_name(opened) if dataset else modality + '-phantoms'}"
                                                          f"-{task}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused("OUT_EXISTS", folder, "the run folder exists and is not empty",
-                      "Name another with --out, or go on with it with --resume")
     _check_start(resolved, None if dataset is None else len(opened.channels))
-    if dataset is None:
-        from medgan.learning.checkpoints import PHANTOM_FOLDER
+    with claimed(folder):
+        _refuse_used(folder, phantoms=dataset is None)
+        remove_partial(folder)
+        if dataset is None:
+            from medgan.learning.checkpoints import PHANTOM_FOLDER
 
-        opened = _phantoms(folder / PHANTOM_FOLDER, modality, resolved, progress)
-    check_trainable(opened, task)
-    return _train(opened, resolved, folder, progress)
+            opened = _phantoms(folder / PHANTOM_FOLDER, modality, resolved, progress)
+        check_trainable(opened, task)
+        return _train(opened, resolved, folder, progress)
+
+
+def _refuse_used(folder: Path, *, phantoms: bool) -> None:
+    """Refuses a folder that holds more than what a run that was killed before it began has left."""
+    from medgan.learning.checkpoints import PHANTOM_FOLDER
+
+    if is_unused(folder):
+        return
+    if phantoms and folder.is_dir() and all(inner.name == PHANTOM_FOLDER or inner.name.startswith(PARTIAL)
+                                            for inner in folder.iterdir()):
+        return
+    raise Refused("OUT_EXISTS", folder, "the run folder exists and is not empty",
+                  "Name another with --out, or go on with it with --resume")
 
 
 def default_task(dataset: Dataset) -> str:
@@ -129,26 +146,26 @@ def _train(dataset: Dataset, config: Config, folder: Path, progress: Report) -> 
     from medgan.learning.checkpoints import create_run
     from medgan.learning.tasks import TASKS
 
-    real = real_only(dataset)
-    progress(Progress("reading", 0, None, "cases", f"{len(real.split('train'))} training cases of {dataset.name}"))
+    real = as_asked(real_only(dataset), config)
+    progress(Progress("reading", 0, None, "cases", f"{len(real.split('train'))} training cases of {real.name}"))
     source = TASKS[config.task].source(real, config)
     if odd := getattr(source, "warnings", ()):
         progress(Progress("warning", 0, None, "cases", " ".join(odd)))
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        about = {"name": dataset.name, "path": str(dataset.root.resolve()), "fingerprint": real.fingerprint(),
-                 "training_cases": len(real.split("train"))}
-        run = create_run(folder, config, source.interface, about)
-        return _learn(run, source, real, progress)
+    about = {"name": real.name, "path": str(dataset.root.resolve()), "fingerprint": real.fingerprint(),
+             "training_cases": len(real.split("train"))}
+    return _learn(create_run(folder, config, source.interface, about), source, real, progress)
 
 
 def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task: str | None, minutes: float | None,
             config: str | Path | None, settings: Sequence[str] | Mapping[str, Any], seed: int | None,
             device: str | None, progress: Report) -> Run:
-    """Goes on with a run; of its settings only the time and the device may be named anew."""
+    """Goes on with a run; of its settings only time, memory cap and device may be named anew."""
     from medgan.learning.checkpoints import open_run
     from medgan.learning.tasks import TASKS
 
+    if folder.is_dir() and is_unused(folder):
+        raise Refused("RUN_NOT_FOUND", folder, "the run was not begun yet: there is no config.json",
+                      "Give the same command without --resume")
     run = open_run(folder)
     for name, value, own in (("--modality", modality, run.config.modality), ("--task", task, run.config.task)):
         if value not in (None, own):
@@ -158,21 +175,23 @@ def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task
         sets["training.limit_minutes"] = float(minutes)
     given = run.config.over(file=config, settings=sets, seed=seed, device=device)
     limit = run.config.training.limit_minutes
-    as_begun = given.training.model_copy(update={"limit_minutes": limit})
-    if given.model_copy(update={"device": run.config.device, "training": as_begun}) != run.config:
+    as_begun = {"training": given.training.model_copy(update={"limit_minutes": limit}),
+                "data": given.data.model_copy(update={"max_gib": run.config.data.max_gib})}
+    if given.model_copy(update={"device": run.config.device, **as_begun}) != run.config:
         raise Refused("CFG_VALUE", folder, "the run was begun with other settings",
                       "Leave them out, or start a new run")
     _check_device(given)
     run = replace(run, config=given)
-    opened = open_dataset(dataset if dataset is not None else run.dataset["path"])
-    real = real_only(opened)
-    if real.fingerprint() != run.dataset["fingerprint"]:
-        raise Refused("CKPT_MISMATCH", folder, f"{opened.root} is not, or no longer, the data set that the run was "
-                      "begun on", "Start a new run")
-    if run.finished:
-        progress(Progress("training", 0, None, "images", "the run is finished; there is nothing left to do"))
-        return run
-    with locked(folder):
+    with contextlib.nullcontext() if run.finished else locked(folder):
+        opened = open_dataset(dataset if dataset is not None else run.dataset["path"], Rules.of(given.data))
+        real = as_asked(real_only(opened), given)
+        if real.fingerprint() != run.dataset["fingerprint"]:
+            raise Refused("CKPT_MISMATCH", folder, f"{opened.root} is not, or no longer, the data set that the run was "
+                          "begun on", "Start a new run")
+        if run.finished:
+            progress(Progress("training", 0, None, "images", "the run is finished; there is nothing left to do"
+                              + ("; it was given up when it diverged" if run.gave_up else "")))
+            return run
         remove_partial(folder)
         return _learn(run, TASKS[run.config.task].source(real, run.config), real, progress)
 
@@ -180,17 +199,39 @@ def _resume(folder: Path, dataset: str | Path | None, modality: str | None, task
 def _learn(run: Run, source: Any, real: Dataset, progress: Report) -> Run:
     import torch
 
-    from medgan.learning import checkpoints, loop
-    from medgan.learning.health import in_words
+    from medgan.learning import loop
+    from medgan.learning.accumulation import LESS, memory_named
     from medgan.learning.tasks import TASKS
-    from medgan.reports.sheets import save
-    from medgan.verbs.watching import Watch
 
     config = run.config
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         task = TASKS[config.task](config, run.interface)
     state = loop.State.fresh(task, config.training)
+    with stoppable(f"stopped at once; the last report is kept; go on with: {_again(run)}") as stopped:
+        try:
+            with memory_named(str(run.path), LESS):
+                _steps(run, state, task, source, real, progress, stopped)
+        except Refused as refused:
+            if refused.code != "TRAINING_DIVERGED":
+                raise
+            raise _given_up(run, state, source, refused) from None
+    return run
+
+
+def _steps(run: Run, state: Any, task: Any, source: Any, real: Dataset, progress: Report,
+           stopped: Callable[[], bool]) -> None:
+    """Goes from what was saved last to the end, saving at each report.
+
+    Raises:
+        Interrupted: A stop was asked for; the step under way was finished, and what it led to is saved.
+    """
+    from medgan.learning import checkpoints, loop
+    from medgan.learning.health import in_words
+    from medgan.reports.sheets import save
+    from medgan.verbs.watching import Watch
+
+    config = run.config
     known = checkpoints.load_state(state, run.path)
     # A run that was killed before its first state begins anew, and so does its log.
     checkpoints.trim_log(run.path, state.images if known else -1)
@@ -200,27 +241,46 @@ def _learn(run: Run, source: Any, real: Dataset, progress: Report) -> Run:
     if state.images == 0:
         save(task.sheet(state.average, source), samples / "0000000.png")
     watch, said = Watch(real, source, config), ""
-    with stoppable(f"stopped at once; the last report is kept; go on with: {_again(run)}") as stopped:
-        for step in loop.train(state, source, config):
-            said = in_words(step.parts) if step.report else said
-            told = [f"{step.images_per_second:.0f} images/s", "" if step.finding else step.note, said]
-            progress(Progress("training", step.images, step.total, "images", "; ".join(part for part in told if part)))
-            if step.finding is not None:
-                # A stage of its own: it stays on the screen, and is printed where there is no bar.
-                progress(Progress(step.finding.kind, step.images, step.total, "images", str(step.finding)))
-            if step.report or step.note:
-                checkpoints.append_log(run.path, _entry(step) | (watch(task, state.average) if step.report else {}))
-            if step.report:
-                save(task.sheet(state.average, source), samples / f"{step.images:07d}.png")
-                checkpoints.save_state(state, run.path)
-            if stopped() and not step.done:
-                checkpoints.save_state(state, run.path)
-                raise Interrupted(f"stopped at {state.images} images; go on with: {_again(run)}")
-    write_text(run.path / "MODEL_CARD.md", _card(run, state.images, [
-        *_begun(run), *getattr(source, "warnings", ()), *map(str, state.health.findings)]))
-    checkpoints.save_weights(state.average, run.path / checkpoints.WEIGHTS,
-                             {"task": config.task, "images": state.images})
-    return run
+    for step in loop.train(state, source, config):
+        said = in_words(step.parts) if step.report else said
+        told = [f"{step.images_per_second:.0f} images/s", "" if step.finding else step.note, said]
+        progress(Progress("training", step.images, step.total, "images", "; ".join(part for part in told if part)))
+        if step.finding is not None:
+            # A stage of its own: it stays on the screen, and is printed where there is no bar.
+            progress(Progress(step.finding.kind, step.images, step.total, "images", str(step.finding)))
+        if step.report or step.note:
+            checkpoints.append_log(run.path, _entry(step) | (watch(task, state.average) if step.report else {}))
+        if step.report:
+            save(task.sheet(state.average, source), samples / f"{step.images:07d}.png")
+        if step.report or step.finding is not None:
+            # A rate that was halved, or a batch that was split, stays so after a resume.
+            checkpoints.save_state(state, run.path)
+        if stopped() and not step.done:
+            checkpoints.save_state(state, run.path)
+            raise Interrupted(f"stopped at {state.images} images; go on with: {_again(run)}")
+    _finish(run, state, source)
+
+
+def _finish(run: Run, state: Any, source: Any, gave_up: str = "") -> None:
+    """Writes card and weights; these come last, for they are what makes a run a finished one."""
+    from medgan.learning import checkpoints
+
+    remarks = [*_begun(run), *getattr(source, "warnings", ()), *map(str, state.health.findings)]
+    write_text(run.path / "MODEL_CARD.md", _card(run, state.images, [*remarks, gave_up] if gave_up else remarks))
+    about = {"task": run.config.task, "images": state.images} | ({"gave_up": gave_up} if gave_up else {})
+    checkpoints.save_weights(state.average, run.path / checkpoints.WEIGHTS, about)
+
+
+def _given_up(run: Run, state: Any, source: Any, refused: Refused) -> Refused:
+    """Keeps what a run that was given up had learned at its last good report; says where it is."""
+    if state.images == 0:
+        return Refused(refused.code, run.path, f"{refused.why}; that was before its first report, so there are no "
+                       "weights to keep", f"{refused.fix}, and start a new run")
+    _finish(run, state, source, f"training was given up: {refused.why}; the weights are those of the last good report, "
+            f"at {state.images} images")
+    return Refused(refused.code, run.path, f"{refused.why}; the weights of the last good report, at {state.images} "
+                   "images, are kept", f"{refused.fix}, and start a new run; or use what was learned till then with "
+                   f"--model {run.path}")
 
 
 def _begin(state: Any, run: Run, progress: Report) -> None:
@@ -291,6 +351,8 @@ def short_name(dataset: Dataset) -> str:
 def stoppable(at_once: str) -> Iterator[Callable[[], bool]]:
     """Lets Ctrl-C wait for the end of a step: a state saved in the middle of one would not go on as it was.
 
+    So does SIGTERM, by which schedulers ask for an end. A signal that is ignored, as under `nohup`, stays so.
+
     Args:
         at_once: What is said when a second Ctrl-C does not wait; what the last report saved is kept then.
 
@@ -308,13 +370,15 @@ def stoppable(at_once: str) -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, ask)
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) not in (signal.SIG_IGN, None)]
+    before = {each: signal.signal(each, ask) for each in heard}
     try:
         yield lambda: asked
     except KeyboardInterrupt:
         raise Interrupted(at_once) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _phantoms(folder: Path, modality: str, config: Config, progress: Report) -> Dataset:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from medgan.config import Intensity
 from medgan.errors import Refused
 from medgan.imaging import files
-from medgan.imaging.checks import MAX_BYTES, refuse_uncomputable
+from medgan.imaging.checks import refuse_uncomputable
 from medgan.imaging.convert import is_bare, to_volume
 from medgan.imaging.estimation import estimate_noise, estimate_profile
 from medgan.imaging.geometry import align_mask, zoomed_affine
@@ -25,7 +26,10 @@ from medgan.imaging.refine import refine
 from medgan.imaging.restoration import acquisitions, thick_axis, wanted_factors
 from medgan.imaging.slices import FACTORS, PROFILES, Acquisition, Profile, positive_mm
 from medgan.imaging.volume import Volume
+from medgan.notices import tell
+from medgan.storage import held, os_errors_refused, remove_whole
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules, besides_rules
 
 if TYPE_CHECKING:
     from medgan.learning.sharpening import Sharpener
@@ -162,10 +166,13 @@ def upsample(
             `CKPT_*`, or what is wrong with a file.
     """
     check_options(profile=profile, method=method, model=model, adapt=adapt, sharpness=sharpness, thickness=thickness,
-                  device=device, settings=config is not None or bool(settings))
+                  device=device, settings=config is not None or bool(besides_rules(settings)))
+    rules = asked_rules(config, settings, "upscale")
     if input_spacing is None and spacing is not None and is_bare(volume):
         own = np.atleast_1d(np.asarray(spacing, dtype=float))
         input_spacing, spacing = tuple(own if len(own) > 1 else np.repeat(own, min(3, volume.ndim))), None
+    if isinstance(volume, str | os.PathLike):
+        volume = files.read(os.fspath(volume), rules=rules)
     try:
         image, back = to_volume(volume, spacing_mm=input_spacing)
     except Refused as refused:
@@ -185,7 +192,7 @@ def upsample(
     known = _known(image, axis, profile, thickness, deviations, remarks)
     scans = tuple(replace(scan, certain=known.origin == "told") for scan in acquisitions(
         image, factors, known.profile, known.thickness_mm))
-    _check_size(image, scans)
+    _check_size(image, scans, rules.limit, maps=report and maps and sharpener is not None)
     affine = zoomed_affine(image.affine, factors)
     new_spacing = replace(image, affine=affine).spacing_mm
     if sharpener:
@@ -206,6 +213,8 @@ def upsample(
         maps_wanted=report and maps and sharpener is not None,
         progress=lambda done, total: progress(Progress("upsample", done, total, "slabs")))
     results = [back(replace(image, array=refined.array, affine=affine, slice_thickness_mm=None))]
+    if isinstance(labels, str | os.PathLike):
+        labels = files.read(os.fspath(labels), labels=True, rules=rules)
     if labels is not None:
         results.append(_labels(labels, image, scans, input_spacing))
     if report:
@@ -269,6 +278,7 @@ def _labels(labels: Any, image: Volume, scans: Sequence[Acquisition], input_spac
     return back(refine_labels(align_mask(placed, image), scans))
 
 
+@os_errors_refused()
 def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path | None = None,
                   labels_target: str | Path | None = None, seed: int = 0, maps: bool = False,
                   **options: Any) -> UpsampleReport:
@@ -292,11 +302,8 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
     mask_target = Path(labels_target) if labels_target is not None else None
     if mask_target is not None and mask_target.resolve() == target.resolve():
         raise Refused("CFG_VALUE", "labels", f"image and labels would both be {target}", "Name two outputs")
-    for path in (target, mask_target):
-        if path is not None and not path.parent.is_dir():
-            raise Refused("FILE_MISSING", path.parent, "there is no such folder to write into", "Make it first")
-        if path is not None and path.exists():
-            raise Refused("OUT_EXISTS", path, "there is something already", "Name another output, or remove it")
+    outputs = [path for path in (target, mask_target) if path is not None]
+    refuse_taken(*outputs)
     if mask_target is not None and files.suffix_of(mask_target) not in (".nii", ".nii.gz"):
         raise Refused("FILE_FORMAT", mask_target, "a label map is written as .nii or .nii.gz", "Name the output so")
     nifti = files.suffix_of(target) in (".nii", ".nii.gz")
@@ -304,23 +311,42 @@ def upsample_file(source: str | Path, target: str | Path, *, labels: str | Path 
     if not nifti and not dicom:
         raise Refused("FILE_FORMAT", target, "an upsampled volume is written as .nii or .nii.gz, or as a folder "
                       "where the source is DICOM", "Name the output so")
-    mask = files.read(labels) if labels is not None else None
-    result, *refined, told = upsample(files.read(source), labels=mask, report=True, maps=maps, seed=seed, **options)
-    if nifti:
-        files.write(result, target)
-    else:
-        from medgan.imaging.dicom_write import write_derived
+    with contextlib.ExitStack() as stack:
+        for path in outputs:
+            stack.enter_context(held(path))
+        refuse_taken(*outputs)
+        rules = asked_rules(options.get("config"), options.get("settings", ()), "upscale")
+        mask = files.read(labels, labels=True, rules=rules) if labels is not None else None
+        result, *refined, told = upsample(files.read(source, rules=rules), labels=mask, report=True, maps=maps,
+                                          seed=seed, **options)
+        if nifti:
+            files.write(result, target, says=files.DERIVED)
+        else:
+            from medgan.imaging.dicom_write import write_derived
 
-        write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
-                      derivation=told.derivation)
-    if mask_target is not None:
-        try:
-            files.write(refined[0], mask_target)
-        except BaseException:
-            # Both or neither: an image alone would stand in the way of the next try.
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            raise
+            write_derived(result, target, source=source, seed=seed, model_hash=told.model or "linear",
+                          derivation=told.derivation)
+        if mask_target is not None:
+            try:
+                files.write(refined[0], mask_target, says=files.DERIVED)
+            except BaseException:
+                # Both or neither: an image alone would stand in the way of the next try.
+                remove_whole(target) if target.is_dir() else target.unlink(missing_ok=True)
+                raise
     return cast(UpsampleReport, told)
+
+
+def refuse_taken(*outputs: Path) -> None:
+    """Refuses outputs that are there already, or that have no folder to lie in.
+
+    Raises:
+        Refused: `FILE_MISSING` or `OUT_EXISTS`.
+    """
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise Refused("FILE_MISSING", path.parent, "there is no such folder to write into", "Make it first")
+        if path.exists():
+            raise Refused("OUT_EXISTS", path, "there is something already", "Name another output, or remove it")
 
 
 def check_options(*, profile: str = "auto", method: str = "network", model: str | Path | None = None,
@@ -348,6 +374,7 @@ def _checked(image: Volume) -> Volume:
         raise Refused("DIM_UNSUPPORTED", where, f"an image of shape {image.shape} has no slices to refine",
                       "Give a volume with three spatial axes")
     refuse_uncomputable(image)
+    tell(image.notes)
     return image
 
 
@@ -372,13 +399,15 @@ def _factors(image: Volume, spacing: Sequence[float] | float | None,
     return factors, remarks
 
 
-def _check_size(image: Volume, scans: Sequence[Acquisition]) -> None:
+def _check_size(image: Volume, scans: Sequence[Acquisition], limit: int, *, maps: bool) -> None:
+    """Refuses a result that, with the image and the report's two maps, does not fit into the memory."""
     shape = [scan.fine for scan in scans]
-    size = float(np.prod(shape, dtype=np.float64)) * image.channels * image.array.dtype.itemsize
-    if size > MAX_BYTES:
+    each = image.array.dtype.itemsize + (2 * np.dtype(np.float32).itemsize if maps else 0)
+    size = float(np.prod(shape, dtype=np.float64)) * image.channels * each + image.array.nbytes
+    if size > limit:
         raise Refused("LIMIT", image.source or "image", f"the result, {' x '.join(map(str, shape))} voxels, would take "
-                      f"{size / 2**30:.1f} GiB, and {MAX_BYTES / 2**30:.0f} are possible",
-                      "Ask for a coarser spacing, or upsample parts of the volume")
+                      f"{size / 2**30:.3g} GiB with what it is made from, and {limit / 2**30:.3g} may be taken",
+                      "Ask for a coarser spacing, upsample parts of the volume, or raise data.max_gib")
 
 
 def _opened(model: str | Path | None, device: str, sharpness: float) -> Sharpener:

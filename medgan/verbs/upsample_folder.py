@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,11 @@ from medgan.datasets.paths import DICOM_ENDINGS, ending, folders, stem, visible
 from medgan.errors import Interrupted, Refused
 from medgan.imaging.restoration import wanted_factors
 from medgan.imaging.volume import Volume
-from medgan.storage import locked, remove_partial, write_text
+from medgan.storage import claimed, os_errors_refused, remove_partial, remove_whole, write_text
 from medgan.verbs.plans import refuse_inside, refuse_other_content, same_plan
+from medgan.verbs.pool import in_parallel
 from medgan.verbs.progress import Progress, Report, silent
+from medgan.verbs.reading import asked_rules
 from medgan.verbs.upsample import UpsampleReport, check_options, upsample
 
 #: What an output folder was asked to be; it makes a killed call go on and a different one be refused.
@@ -77,6 +76,7 @@ def is_folder_of_cases(source: str | Path) -> bool:
     return len(cases) > 1 or cases[0].mask is not None
 
 
+@os_errors_refused()
 def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1, seed: int = 0,
                     progress: Report = silent, **options: Any) -> FolderReport:
     """Upsamples every case of a data set, masks too, into a new one of the same layout and names.
@@ -98,7 +98,8 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
             nothing written.
         Interrupted: Stopped by the user; finished cases are kept.
     """
-    dataset, target = open_dataset(source), Path(target)
+    rules = asked_rules(options.get("config"), options.get("settings", ()), "upscale")
+    dataset, target = open_dataset(source, rules), Path(target)
     if workers < 1:
         raise Refused("CFG_VALUE", f"--workers {workers}", "there must be at least one process", "Use --workers 1")
     if dataset.layout == "npz":
@@ -110,9 +111,7 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
     plan = {"layout": dataset.layout, "seed": seed, "options": _plain(options), "weights": _weights(options)}
     _check_spacing(dataset, options.get("spacing"))
     work = Work(dataset, target, seed, dict(options))
-    new = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
+    with claimed(target):
         begun = same_plan(target / PLAN, plan)
         try:
             return _fill(work, workers, progress)
@@ -120,7 +119,7 @@ def upsample_folder(source: str | Path, target: str | Path, *, workers: int = 1,
             raise Interrupted(f"stopped; finished cases are in {target}; the same command goes on") from None
         except Refused:
             if not begun:
-                _undo(target, new)
+                _undo(target)
             raise
 
 
@@ -208,15 +207,7 @@ def _made(work: Work, todo: Sequence[Case], workers: int) -> Iterator[Row]:
         for case in todo:
             yield _case(work, case)
         return
-    # Fresh processes: a forked one would share torch's thread pool with this one.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (work, workers)) as pool:
-        try:
-            for future in as_completed([pool.submit(_in_worker, case) for case in todo]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    yield from in_parallel(_in_worker, todo, workers, _start_worker, (work, workers), where=work.out)
 
 
 _worker: Work | None = None
@@ -291,7 +282,7 @@ def _write_dicom(image: Volume, folder: Path, source: Path, told: UpsampleReport
 
     # A killed call may have got as far as this folder and its mask.
     if folder.is_dir() and all(path.suffix == ".dcm" or ending(path.name) for path in folder.iterdir()):
-        shutil.rmtree(folder)
+        remove_whole(folder)
     write_derived(image, folder, source=source, seed=seed, model_hash=told.model or "linear",
                   derivation=told.derivation)
 
@@ -304,14 +295,11 @@ def _check_target(dataset: Dataset, target: Path) -> None:
     refuse_other_content(target, (PLAN,), "upsample")
 
 
-def _undo(target: Path, new: bool) -> None:
+def _undo(target: Path) -> None:
     """Takes back what a call that was refused at its first case has written."""
-    written = [path for path in target.iterdir() if path.name != PLAN]
-    if written:
-        return
-    (target / PLAN).unlink(missing_ok=True)
-    if new:
-        target.rmdir()
+    remove_partial(target)
+    if all(path.name == PLAN for path in target.iterdir()):
+        (target / PLAN).unlink(missing_ok=True)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,9 +66,14 @@ class ImageTask(Task):
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, Parts]:
         """The game of `training.objective`, pairs drawn within a class, seen through the same augmentation."""
         if player == "discriminator":
+            self._made = None
+            if self.share is not None:
+                # Memory is short: the graph is not kept, and the same seed gives the same images again.
+                with torch.no_grad():
+                    made = self._make(batch)
+                return self._discriminator_loss(batch, made)
             # What the generator makes now it would make again when it moves: its graph is kept till then.
             self.generator.requires_grad_(True)
-            self._made = None
             made = self._make(batch)
             self._made = batch, made
             return self._discriminator_loss(batch, made.detach())
@@ -79,6 +84,11 @@ class ImageTask(Task):
             real_logits = self.discriminator(real, batch["class"])[0]
         game = self.objective.generator(real_logits, self.discriminator(made, batch["class"])[0])
         return game, {"adversarial": game}
+
+    def forget(self) -> None:
+        """Drops the images kept from the discriminator's move."""
+        super().forget()
+        self._made = None
 
     def _make(self, batch: Batch) -> Tensor:
         """As many images as the batch has, of its classes and on its label maps."""
@@ -100,7 +110,7 @@ class ImageTask(Task):
         real, made = self._seen(batch, made)
         real_logits, made_logits = critic(torch.cat([real, made]), torch.cat([classes] * 2))[0].chunk(2)
         game = self.objective.discriminator(real_logits, made_logits)
-        few, channels = slice(None, None, PENALISED), batch["image"].shape[1]
+        (few, weight), channels = self.every(PENALISED, len(real)), batch["image"].shape[1]
         maps, coarse = real[few][:, channels:], torch.is_autocast_enabled(real.device.type)
 
         def slopes(images: Tensor) -> Tensor:
@@ -108,14 +118,17 @@ class ImageTask(Task):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=coarse):
                 return cast(Tensor, critic(torch.cat([images, maps], dim=1), classes[few])[0])
 
-        paid, parts = penalty(self.penalty, slopes, real[few][:, :channels], made[few][:, :channels],
-                              gamma=self.gamma, scale=self.penalty_scale)
+        total, parts = game, {"game": game}
+        if weight > 0:
+            paid, slopes_by_name = penalty(self.penalty, slopes, real[few][:, :channels], made[few][:, :channels],
+                                           gamma=self.gamma, scale=weight * self.penalty_scale)
+            total = game + paid
+            parts |= {name: weight * slope for name, slope in slopes_by_name.items()}
         margin = (real_logits - made_logits).detach()
-        if self.ada_cap > 0:
-            self.probability.copy_(next_probability(self.probability, margin, self.ada_target, self.ada_cap,
+        if self.ada_cap > 0 and (margins := self.gathered(margin)) is not None:
+            self.probability.copy_(next_probability(self.probability, margins, self.ada_target, self.ada_cap,
                                                     self.ada_floor))
-        return game + paid, {"game": game, **parts, "margin": margin.mean(), "sure": margin.sign().mean(),
-                             "p": self.probability.clone()}
+        return total, parts | {"margin": margin.mean(), "sure": margin.sign().mean(), "p": self.probability.clone()}
 
     def probe(self, generator: nn.Module, source: Any, count: int) -> Probe:
         """The same latent vectors at every report, and real images spread over those of each class."""

@@ -20,6 +20,7 @@ from medgan.imaging.geometry import reorient, resized
 from medgan.imaging.intensity import IntensityMap, intensity_maps, mapped
 from medgan.imaging.planar import lines_down
 from medgan.imaging.volume import Volume
+from medgan.learning.accumulation import in_parts
 from medgan.learning.image_networks import ImageGenerator
 from medgan.learning.task import Batch
 
@@ -259,13 +260,11 @@ def sample(generator: nn.Module, index: int, count: int, seed: int, *, truncatio
     device = next(generator.parameters()).device
     latent = torch.randn(count, generator.latent, generator=torch.Generator().manual_seed(seed)).to(device) * truncation
     classes = torch.full((count,), index, device=device)
+    follow = None if maps is None else torch.from_numpy(np.array(np.broadcast_to(maps, (count, *maps.shape[1:]))))
     with torch.no_grad():
-        if maps is None:
-            made = generator(latent, classes)
-        else:
-            made = generator(latent, classes, torch.from_numpy(np.array(np.broadcast_to(
-                maps, (count, *maps.shape[1:])))).to(device))
-    return np.asarray(made.float().cpu().numpy())
+        made = in_parts(lambda rows: generator(
+            latent[rows], classes[rows], None if follow is None else follow[rows].to(device)).float().cpu(), count)
+    return np.asarray(made.numpy())
 
 
 def made_volume(generator: nn.Module, run: Run, label: str | None, template: Volume | None, seed: int, *,

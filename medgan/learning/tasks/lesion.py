@@ -9,7 +9,7 @@ is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from medgan.datasets.cases import Dataset
 from medgan.errors import Refused
 from medgan.learning import losses
 from medgan.learning.adaptive import kept_by_cutout, next_probability
+from medgan.learning.losses import read_error, read_weight
 from medgan.learning.networks import LesionDiscriminator, LesionGenerator, LesionReader
 from medgan.learning.objectives import OBJECTIVES, penalty, penalty_of
 from medgan.learning.task import Batch, Parts, Probe, Task
@@ -134,12 +135,22 @@ class LesionTask(Task):
             return self._reader_loss(batch)
         if player == "generator":
             return self._generator_loss(*self._played(batch))
+        self._drawn = None
+        if self.share is not None:
+            # Memory is short: the graph is not kept, and the same seed draws the same again.
+            with torch.no_grad():
+                played, drawn = self._played(batch)
+            return self._discriminator_loss(played, drawn)
         # What the generator draws now it would draw again when it moves: its graph is kept till then.
         self.generator.requires_grad_(True)
-        self._drawn = None
         played, drawn = self._played(batch)
         self._drawn = batch, played, drawn
         return self._discriminator_loss(played, drawn.detach())
+
+    def forget(self) -> None:
+        """Drops the drawings kept from the discriminator's move."""
+        super().forget()
+        self._drawn = None
 
     def _played(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The batch as this part of the run plays it, and what the generator draws into it."""
@@ -157,13 +168,31 @@ class LesionTask(Task):
         real_logits, made_logits = logits.chunk(2)
         game = self.objective.discriminator(real_logits, made_logits)
         # A few images estimate the same mean at a fraction of the cost of the dearest part of the step.
-        few = [tensor[::PENALISED] for tensor in (real, made, *context)]
-        paid, parts = penalty(self.penalty, lambda x: critic(x, *few[2:])[0], *few[:2], gamma=self.gamma,
-                              scale=self.penalty_scale)
+        rows, weight = self.every(PENALISED, len(real))
+        total, parts = game, {"game": game}
+        if weight > 0:
+            few = [tensor[rows] for tensor in (real, made, *context)]
+            paid, slopes = penalty(self.penalty, lambda x: critic(x, *few[2:])[0], *few[:2], gamma=self.gamma,
+                                   scale=weight * self.penalty_scale)
+            total = game + paid
+            parts |= {name: weight * slope for name, slope in slopes.items()}
         margin = (real_logits - made_logits).detach()
-        if self.ada_cap > 0:
-            self.cutout.copy_(next_probability(self.cutout, margin, self.ada_target, self.ada_cap, self.ada_floor))
-        return game + paid, {"game": game, **parts, "margin": margin.mean(), "cutout": self.cutout.clone()}
+        if self.ada_cap > 0 and (margins := self.gathered(margin)) is not None:
+            self.cutout.copy_(next_probability(self.cutout, margins, self.ada_target, self.ada_cap, self.ada_floor))
+        return total, parts | {"margin": margin.mean(), "cutout": self.cutout.clone()}
+
+    def _over(self, seen: Callable[[Batch], Tensor]) -> Tensor | None:
+        """What a sum over a part of the batch is divided by, so that the parts' means add up to the batch's.
+
+        Args:
+            seen: What it would be divided by for a whole batch.
+
+        Returns:
+            A scalar; None for a whole batch, and in the warm-up, whose voids are moved by chance.
+        """
+        if self.share is None or self.warming:
+            return None
+        return seen(self.share.whole).clamp(min=1) * self.share.size
 
     def _cut(self, batch: Batch, made: Tensor) -> tuple[Tensor, ...]:
         """Real and made images and their context as the discriminator sees them: with a box cut from some.
@@ -179,8 +208,14 @@ class LesionTask(Task):
     def _reader_loss(self, batch: Batch) -> tuple[Tensor, Parts]:
         """A few real crops a step are read; what is not known to be lesion or not is left out."""
         assert self.reader is not None
-        few = {name: tensor[::READ] for name, tensor in batch.items()}
-        error = read_error(self.reader(few["image"]), few["labels"], few["known"])
+        rows, weight = self.every(READ, len(batch["image"]))
+        if weight == 0:
+            error = batch["image"].new_zeros(())
+            return error, {"error": error}
+        few = {name: tensor[rows] for name, tensor in batch.items()}
+        over = None if self.share is None else (
+            read_weight(self.share.whole["known"][::READ]).sum().clamp(min=1) * self.share.size)
+        error = read_error(self.reader(few["image"]), few["labels"], few["known"], over=over)
         return error, {"error": error}
 
     def _generator_loss(self, batch: Batch, made: Tensor) -> tuple[Tensor, Parts]:
@@ -190,14 +225,15 @@ class LesionTask(Task):
             real_logits, real_features = self.discriminator(seen_real, *context)
         made_logits, made_features = self.discriminator(seen_made, *context)
         void = batch["void"]
-        lesion = batch["labels"].sum(dim=1, keepdim=True)
-        present = spread_over(batch["condition"][:, -1], void)
         parts = {
             "adversarial": self.objective.generator(real_logits, made_logits),
-            "reconstruction": losses.masked_l1(made, real, lesion),
-            "healthy": losses.masked_l1(made, real, (1 - present) * void),
-            "rim": losses.masked_l1(made, real, (void - lesion).clamp(min=0) * present),
-            "histogram": losses.sorted_distance(real, made, lesion),
+            "reconstruction": losses.masked_l1(made, real, lesion_of(batch), over=self._over(
+                lambda whole: lesion_of(whole).sum())),
+            "healthy": losses.masked_l1(made, real, healthy_of(batch), over=self._over(
+                lambda whole: healthy_of(whole).sum())),
+            "rim": losses.masked_l1(made, real, rim_of(batch), over=self._over(lambda whole: rim_of(whole).sum())),
+            "histogram": losses.sorted_distance(real, made, lesion_of(batch), over=self._over(
+                lambda whole: lesion_of(whole).flatten(1).any(dim=1).sum())),
             "features": torch.stack([(a.float().mean(0) - b.float().mean(0)).abs().mean()
                                      for a, b in zip(real_features, made_features, strict=True)]).mean(),
         }
@@ -210,16 +246,19 @@ class LesionTask(Task):
             # A few requests drawn twice are enough to feel a collapse; lesions come first in a batch. Every other time
             # they are drawn in another texture instead: a lesion's own tissue betrays its texture, so that without
             # this the texture asked for is not listened to.
-            few = {name: tensor[: max(1, len(tensor) // TWICE)] for name, tensor in batch.items()}
+            count = len(real) if self.share is None else self.share.count
+            rows, weight = self.first(max(1, count // TWICE))
+            few = {name: tensor[:rows] for name, tensor in batch.items()}
             if weights.texture > 0 and len(self.centres) > 1 and float(torch.rand(())) < 0.5:
-                parts["texture"] = self._texture_error(few)
+                parts["texture"] = weight * self._texture_error(few) if rows else made.new_zeros(())
                 total = total + 2 * weights.texture * parts["texture"]
-            elif weights.diversity > 0:
-                change = losses.diversity_ratio(made[: len(few["image"])], self.draw(few), few["void"], self.bound)
+            elif weights.diversity > 0 and rows:
+                change = weight * losses.diversity_ratio(made[:rows], self.draw(few), few["void"], self.bound)
                 parts["diversity"] = change
                 total = total - 2 * weights.diversity * change / self.bound
         if self.reader is not None and self.progress >= SEEN_FROM:
-            parts["seen"] = read_error(self.reader(made), batch["labels"], (void > 0).to(void.dtype))
+            parts["seen"] = read_error(self.reader(made), batch["labels"], (void > 0).to(void.dtype), over=self._over(
+                lambda whole: read_weight((whole["void"] > 0).to(void.dtype)).sum()))
             total = total + weights.seen * parts["seen"]
         return total, parts
 
@@ -341,12 +380,20 @@ def without_lesions(batch: Batch) -> Batch:
                     "condition": torch.zeros_like(batch["condition"])}
 
 
-def read_error(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, L, .../2) with labels (B, L, ...), averaged over where (B, 1, ...) it counts."""
-    pool = F.avg_pool2d if labels.ndim == 4 else F.avg_pool3d
-    wanted, weight = pool(labels, 2), pool(where, 2)
-    error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1, keepdim=True)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+def lesion_of(batch: Batch) -> Tensor:
+    """(B, 1, ...) 1 where a lesion is asked for."""
+    return batch["labels"].sum(dim=1, keepdim=True)
+
+
+def healthy_of(batch: Batch) -> Tensor:
+    """(B, 1, ...) the voids of rows without a lesion."""
+    return (1 - spread_over(batch["condition"][:, -1], batch["void"])) * batch["void"]
+
+
+def rim_of(batch: Batch) -> Tensor:
+    """(B, 1, ...) the blended rim around a lesion."""
+    present = spread_over(batch["condition"][:, -1], batch["void"])
+    return (batch["void"] - lesion_of(batch)).clamp(min=0) * present
 
 
 def spread_over(vector: Tensor, like: Tensor) -> Tensor:
