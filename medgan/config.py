@@ -24,6 +24,8 @@ Penalty = Literal["own", "none", "r1", "r1r2", "gradient-norm"]
 
 #: No settings file is larger, and none nests deeper.
 MOST_BYTES, DEEPEST = 2**20, 16
+#: Dots in a line: tomllib's memory grows with the square of a dotted name's parts.
+MOST_DOTS = 1_000
 #: How much of a wrong setting an error shows.
 _SHOWN = 80
 
@@ -231,6 +233,8 @@ def _load(path: Path) -> dict[str, Any]:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
         raise Refused("LIMIT", path, f"it is larger than {MOST_BYTES} bytes", "Check that these are settings")
+    if any(line.count(b".") > MOST_DOTS for line in raw.splitlines()):
+        raise Refused("CFG_VALUE", path, "no setting has so many parts", "Write name = value")
     try:
         data = tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
@@ -285,7 +289,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     shown = f"--set {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"
     if not equals or not key:
         raise Refused("CFG_VALUE", shown, "a setting is written name=value", "Write --set training.batch=8")
-    if key.count(".") > DEEPEST:
+    if key.count(".") > DEEPEST or value.count(".") > MOST_DOTS:
         raise Refused("CFG_UNKNOWN", shown, "no setting has so many parts", "Write --set training.batch=8")
     try:
         read = tomllib.loads(f"v = {value}")["v"]

@@ -183,6 +183,7 @@ def _flat(values: dict[str, Any]) -> list[str]:
     ("a.toml", "[network]\n_target_ = 'os.system'\n", "CFG_UNSAFE"),
     ("a.toml", f"seed = {'9' * 5_000}\n", "CFG_VALUE"),
     ("a.toml", f"{'a.' * 50_000}a = 1\n", "CFG_VALUE"),
+    ("a.toml", f"b = {{{'a.' * 50_000}a = 1}}\n", "CFG_VALUE"),
     ("a.toml", f"a = {'[' * 100_000}\n", "CFG_VALUE"),
     ("a.toml", "!!python/object:x\n", "CFG_VALUE"),
     ("a.toml", f"# {'x' * 2**20}\n", "LIMIT"),
@@ -196,6 +197,7 @@ def test_files_that_attack_are_refused(name: str, text: str, code: str, tmp_path
 
 
 @pytest.mark.parametrize("text", [f"seed={'9' * 5_000}", f"{'a.' * 5_000}a=1", f"a={'[' * 5_000}", "training.from=$x",
+                                  f"a={{{'a.' * 5_000}a=1}}",
                                   f"training.batch={'x' * 5_000}"])
 def test_settings_that_attack_are_refused(text: str) -> None:
     error = refused(settings=[text])

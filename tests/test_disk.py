@@ -171,7 +171,7 @@ def test_data_on_a_disk_that_may_only_be_read_serves_every_verb(mr_set: Path, ti
         medgan.synthesize("run", 1, out="more", settings=OPEN)
         assert medgan.inspect(data).status != "refused"
         with pytest.raises(Refused, match=r"OUT_DENIED.*may only be read.*--out"):
-            medgan.train(out=data, modality="mr", task="lesion")
+            medgan.train(data, out=data / "run", modality="mr", settings=tiny)
     assert make.tree(mr_set) == before
 
 
