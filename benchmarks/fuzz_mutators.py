@@ -19,34 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import fuzz_seeds
+from fuzz_values import FLOATS, LONG_VRS, NUMBERS, TAGS, TEXTS, VRS, WORDS
 
 #: Changes bytes without knowing them: (data, largest size) -> data.
 Blind = Callable[[bytes, int], bytes]
-
-#: Whole numbers at which sizes and signs turn over.
-NUMBERS = (0, 1, 2, 3, 7, 8, 9, 16, 31, 32, 64, 127, 128, 255, 256, 348, 540, 32767, 32768, 65535, 65536, 2**24,
-           2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -1, -2, -128, -32768, -(2**31), -(2**63))
-FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, 1e-38, 1e-12, 1e12, 3.4e38, 1e300, float("inf"), float("-inf"),
-          float("nan"))
-_VRS = (b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV XX "
-        b"\0\0").split(b" ")
-_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-#: What stands in text elements, right and wrong.
-_TEXTS = (b"", b"0", b"-1", b"1e400", b"nan", b"inf", b"-inf", b"1\\2", b"1\\1\\1\\1\\1\\1", b"0\\0\\0\\0\\0\\0",
-          b"a\\b", b"\\", b"1e-320\\1e-320", b"1e308\\1e308", b"99999999999999999999", b"2147483647", b"1.5", b" ",
-          b"\xff\xfe", b"\0", b"MONOCHROME1", b"RGB", b"PALETTE COLOR", b"LOCALIZER", b"ISO 2022 IR 87",
-          b"ISO_IR 999\\x", b"MR", b"CT", b"US", b"../../etc", b"1.2.3", b"1.2.840.10008.1.2.4.70",
-          b"1.2.840.10008.1.2.5", b"YES", b"5\\5", b"-1\\1", b"0\\1\\0\\1\\0\\0", b"0.8\\0.6\\0\\-0.6\\0.8\\0",
-          b"1e20\\1e20\\1e20", b"0\\0\\1e-4")
-#: Elements that a reader looks at: tag and VR.
-_TAGS = ((0x00280002, b"US"), (0x00280004, b"CS"), (0x00280006, b"US"), (0x00280008, b"IS"), (0x00280010, b"US"),
-         (0x00280011, b"US"), (0x00280030, b"DS"), (0x00280100, b"US"), (0x00280101, b"US"), (0x00280102, b"US"),
-         (0x00280103, b"US"), (0x00280120, b"SS"), (0x00280121, b"US"), (0x00281052, b"DS"), (0x00281053, b"DS"),
-         (0x00283000, b"SQ"), (0x00200032, b"DS"), (0x00200037, b"DS"), (0x00200013, b"IS"), (0x0020000E, b"UI"),
-         (0x00200052, b"UI"), (0x00080005, b"CS"), (0x00080008, b"CS"), (0x00080016, b"UI"), (0x00080018, b"UI"),
-         (0x00080060, b"CS"), (0x00180050, b"DS"), (0x00180088, b"DS"), (0x00180081, b"DS"), (0x00181164, b"DS"),
-         (0x00200100, b"IS"), (0x00280301, b"CS"), (0x52009229, b"SQ"), (0x52009230, b"SQ"), (0x7FE00001, b"OV"),
-         (0x7FE00002, b"OV"), (0x7FE00010, b"OW"), (0x00100010, b"PN"), (0x00091001, b"UN"), (0xFFFEE00D, b"\0\0"))
 
 
 def mutate(reader: str, data: bytes, most: int, seed: int, blind: Blind) -> bytes:
@@ -112,7 +88,7 @@ def _walk(file: bytes, position: int) -> tuple[list[tuple[int, int, bytes, int, 
     while position + 8 <= len(file) and len(found) < 400:
         group, element = struct.unpack(f"{order}HH", file[position : position + 4])
         vr = file[position + 4 : position + 6] if explicit and group != 0xFFFE else b""
-        head = 12 if vr in _LONG else 8
+        head = 12 if vr in LONG_VRS else 8
         if head == 12 or not vr:
             raw = file[position + head - 4 : position + head]
             length = struct.unpack(f"{order}I", raw)[0] if len(raw) == 4 else 0
@@ -131,7 +107,7 @@ def _element(tag: int, vr: bytes, value: bytes, order: str, explicit: bool, leng
     head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
     if tag >> 16 == 0xFFFE or not explicit:
         return head + struct.pack(f"{order}I", length & 0xFFFFFFFF) + value
-    if vr in _LONG:
+    if vr in LONG_VRS:
         return head + vr + b"\0\0" + struct.pack(f"{order}I", length & 0xFFFFFFFF) + value
     return head + vr[:2].ljust(2) + struct.pack(f"{order}H", length & 0xFFFF) + value
 
@@ -149,7 +125,7 @@ def _value(vr: bytes, draw: random.Random) -> bytes:
             return struct.pack(with_type, draw.choice(FLOATS))
         except OverflowError:
             return struct.pack(with_type, 1.0)
-    text = draw.choice(_TEXTS)
+    text = draw.choice(TEXTS)
     if draw.random() < 0.2:
         text = str(draw.choice((*NUMBERS, *FLOATS))).encode()
     return text + b" " * (len(text) & 1)
@@ -171,15 +147,15 @@ def _elements_changed(file: bytes, start: int, draw: random.Random, blind: Blind
         elif kind < 0.50:
             new = _element(tag, vr, old, order, explicit, draw.choice((*NUMBERS, length + 1, length + 2, length - 2)))
         elif kind < 0.58:
-            new = _element(tag, draw.choice(_VRS), old, order, explicit)
+            new = _element(tag, draw.choice(VRS), old, order, explicit)
         elif kind < 0.66:
             new = b""
         elif kind < 0.70:
             new = 2 * file[begin:end]
         elif kind < 0.74:
-            new = _element(draw.choice(_TAGS)[0], vr, old, order, explicit)
+            new = _element(draw.choice(TAGS)[0], vr, old, order, explicit)
         elif kind < 0.88:
-            other, kin = draw.choice(_TAGS)
+            other, kin = draw.choice(TAGS)
             new = _element(other, kin, _value(kin, draw), order, explicit) + file[begin:end]
         elif kind < 0.90:
             deep = draw.choice((3, 40, 300))
@@ -346,16 +322,9 @@ def _npy(data: bytes, most: int, draw: random.Random, blind: Blind) -> bytes:
 
 # --- text -----------------------------------------------------------------------------------------------------------
 
-_WORDS = ("", "0", "-1", "1e400", "NaN", "nan", "inf", "true", "null", "$x", "_target_", "../a", "/etc/passwd",
-          "C:\\x", "http://a/b", "a.nii.gz", "b.nii.gz", ".", "~", "a" * 300, "\0", "\u2028", "\ud7ff", "٣", "²",
-          "1_0", "9" * 5000, "\"", "'", "=1+1", "n/a", "train", "test", "|", "a|", "\r", "\x1c", "[" * 70, "id",
-          "image", "split", "label", "patient", "modality", "1e308", "0x10", "-0", "1" * 400, "training", "labels",
-          "channel_names", "file_ending", "seed", "lesion", "F32", "BF16")
-
-
 def _leaf(draw: random.Random) -> Any:
     return draw.choice((None, True, {}, [], [[]], {"$x": 1}, {"_target_": "os"}, {"a": {"b": []}}, [1, [2]], *NUMBERS,
-                        *_WORDS, 1e308, -1e308, 0.1))
+                        *WORDS, 1e308, -1e308, 0.1))
 
 
 def _tree(value: Any, draw: random.Random) -> Any:
@@ -385,7 +354,7 @@ def _text(flag: int, content: bytes, most: int, draw: random.Random, blind: Blin
     words = re.split(r"(\w+|[^\w])", text)
     kind = draw.random()
     if kind < 0.6 and words:
-        words[draw.randrange(len(words))] = draw.choice(_WORDS)
+        words[draw.randrange(len(words))] = draw.choice(WORDS)
         return "".join(words).encode("utf-8", "surrogateescape")
     if kind < 0.9:
         lines = text.splitlines(keepends=True) or [""]

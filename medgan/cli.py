@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -70,11 +70,12 @@ def augment(
     as_json: AsJson = False,
 ) -> None:
     """Write a data set anew with synthetic training cases."""
+    from medgan.verbs.augment import Method
     from medgan.verbs.augment import augment as verb
 
     _choice("--method", method, ("gan", "paste", "procedural"))
     with Bar() as bar:
-        made = verb(dataset, factor=_factor(factor), out=out, model=model, method=method,  # type: ignore[arg-type]
+        made = verb(dataset, factor=_factor(factor), out=out, model=model, method=cast(Method, method),
                     balance=balance, workers=workers, modality=modality, config=config, settings=settings or (),
                     seed=seed or 0, device=device, progress=bar)
     if as_json:

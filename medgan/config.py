@@ -116,7 +116,7 @@ class Augment(Section):
 
     lesions_per_case: tuple[int, int] | None = Field(
         None, description="Fewest and most new lesions a case; None: drawn from the real cases' counts.")
-    max_lesions: int = Field(6, ge=1, description="Most new lesions a case when drawn from the data.")
+    max_lesions: int = Field(40, ge=1, description="Most new lesions a case when drawn from the data.")
     tries: int = Field(8, ge=1, description="Redraws before a lesion that a gate rejects is given up.")
     sigmas: float = Field(6.0, gt=0, description="How far from the real lesions' mean intensity a lesion may lie.")
     visibility: float = Field(0.25, description="Least contrast to its surroundings, over that of real lesions.")

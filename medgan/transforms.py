@@ -23,7 +23,8 @@ from medgan.imaging.restoration import acquisitions
 from medgan.imaging.slices import Acquisition, Profile
 from medgan.imaging.volume import Volume
 from medgan.verbs.augment import Method as LesionMethod
-from medgan.verbs.upsample import Method, UpsampleReport, check_options, upsample
+from medgan.verbs.upsample import check_options, upsample
+from medgan.verbs.upsample_report import Method, UpsampleReport
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run

@@ -98,6 +98,16 @@ def assert_same(volume: Volume, other: Any) -> None:
     np.testing.assert_allclose(volume.array[0], theirs, rtol=1e-6, atol=0)  # whole numbers agree exactly
 
 
+def change(item: Any, **changes: Any) -> Any:
+    """Sets elements; None deletes one."""
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(item, keyword)
+        else:
+            setattr(item, keyword, value)
+    return item
+
+
 def radiograph(**changes: Any) -> Any:
     item = make_slice(0, np.arange(ROWS * COLUMNS, dtype=np.uint16).reshape(ROWS, COLUMNS), (0, 0, 0))
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
@@ -105,12 +115,18 @@ def radiograph(**changes: Any) -> Any:
         delattr(item, keyword)
     settings = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1", "Modality": "CR", "BitsStored": 12, "HighBit": 11,
                 "PixelRepresentation": 0, "ImagerPixelSpacing": [0.2, 0.1], **changes}
-    for keyword, value in settings.items():
-        setattr(item, keyword, value)
-    return item
+    return change(item, **settings)
 
 
 # --- enhanced multi-frame -------------------------------------------------------------------------------------------
+
+def group(**sequences: dict[str, Any]) -> Dataset:
+    """A data set of sequences of one item each, as functional groups are."""
+    result = Dataset()
+    for keyword, elements in sequences.items():
+        setattr(result, keyword, [change(Dataset(), **elements)])
+    return result
+
 
 def enhanced(order: list[int], times: int = 1) -> Any:
     """An enhanced CT whose frames are stored in the given order, each with its own rescale."""
@@ -119,15 +135,6 @@ def enhanced(order: list[int], times: int = 1) -> Any:
                     "RescaleIntercept", "SliceThickness"):
         delattr(item, keyword)
     item.SOPClassUID, item.Rows, item.NumberOfFrames = "1.2.840.10008.5.1.4.1.1.2.1", ROWS, len(order) * times
-
-    def group(**sequences: dict[str, Any]) -> Dataset:
-        result = Dataset()
-        for keyword, elements in sequences.items():
-            inner = Dataset()
-            for name, value in elements.items():
-                setattr(inner, name, value)
-            setattr(result, keyword, [inner])
-        return result
 
     item.SharedFunctionalGroupsSequence = [group(
         PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},

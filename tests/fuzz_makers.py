@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from dicom_makers import make_slice
+from dicom_makers import group, make_slice
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from pydicom import uid
-from pydicom.dataset import Dataset
 
 from medgan.errors import CODES, Refused
 from medgan.imaging.files import read_all
@@ -204,15 +203,6 @@ def _truth(planes: Any, turn: Any, spacing: tuple[float, float], step: float, or
 
 
 def _enhance(item: Any, places: Any, count: int) -> None:
-    def group(**sequences: dict[str, Any]) -> Dataset:
-        result = Dataset()
-        for keyword, elements in sequences.items():
-            inner = Dataset()
-            for name, value in elements.items():
-                setattr(inner, name, value)
-            setattr(result, keyword, [inner])
-        return result
-
     moved = {name: getattr(item, name) for name in ("ImageOrientationPatient", "PixelSpacing", "SliceThickness",
                                                     "RescaleSlope", "RescaleIntercept")}
     for name in (*moved, "ImagePositionPatient"):

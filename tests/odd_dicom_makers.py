@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dicom_makers import COLUMNS, ROOT, ROWS, enhanced, make_series, make_slice, radiograph, save
+from dicom_makers import COLUMNS, ROOT, ROWS, change, enhanced, make_series, make_slice, radiograph, save
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
@@ -29,16 +29,6 @@ def grid(positions: Any, rows: int = 24, columns: int = 20, orientation: Any = (
     for item in items:
         change(item, **{"SliceThickness": round(step, 6), **changes})
     return items
-
-
-def change(item: Any, **changes: Any) -> Any:
-    """Sets elements; None deletes one."""
-    for keyword, value in changes.items():
-        if value is None:
-            delattr(item, keyword)
-        else:
-            setattr(item, keyword, value)
-    return item
 
 
 def stack(zs: Any, **more: Any) -> list[Any]:

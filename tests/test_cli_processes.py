@@ -124,7 +124,7 @@ def test_a_second_interruption_ends_at_once_and_does_not_say_that_there_was_noth
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_scheduler_ends_the_program_as_ctrl_c_does_unless_told_not_to_hear(number: int, tmp_path: Path) -> None:
-    program = "import os, signal, sys, threading\nfrom medgan.verbs.train import stoppable\n" \
+    program = "import os, signal, sys, threading\nfrom medgan.verbs.stopping import stoppable\n" \
               "import medgan.verbs.inspect as m\n" \
               "def work(path, **_):\n    with stoppable('at once') as stopped:\n" \
               f"        os.kill(os.getpid(), {int(number)})\n        print(stopped(), flush=True)\n" \

@@ -15,6 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medgan.imaging.dicom import read_series
+from medgan.imaging.dicom_header import text, texts
 from medgan.imaging.dicom_kept import KEPT, is_uid, usable_uid
 from medgan.imaging.dicom_write import write_synthetic
 from medgan.imaging.volume import Volume
@@ -108,6 +109,14 @@ def test_good_values_are_kept_as_they_are(tmp_path: Path) -> None:
     assert writing.complaints(files[0]) == []
     before, after = pydicom.dcmread(source / files[0].name), pydicom.dcmread(files[0])
     assert [keyword for keyword in good if before[keyword].value != after[keyword].value] == []
+
+
+@pytest.mark.parametrize("name", ["Yamada^Tarou", "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce", "A", ""])
+def test_a_name_is_one_text(name: str) -> None:
+    header = pydicom.Dataset()
+    header.PatientName, header.OtherPatientNames = name, ["Doe^Jane", "Roe^Jane"]
+    assert texts(header, "PatientName") == [name] and text(header, "PatientName") == name
+    assert texts(header, "OtherPatientNames") == ["Doe^Jane", "Roe^Jane"]
 
 
 def test_the_position_of_a_patient_is_not_made_up(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dicom_makers import (
     ROOT,
     ROWS,
     SLICES,
+    change,
     codes,
     make_series,
     make_slice,
@@ -37,11 +38,7 @@ def _on(index: int, **changes: Any) -> Mutation:
     """Sets elements of one slice, or of all for index -1; None deletes."""
     def mutate(items: list[Any]) -> None:
         for item in items if index < 0 else [items[index]]:
-            for keyword, value in changes.items():
-                if value is None:
-                    delattr(item, keyword)
-                else:
-                    setattr(item, keyword, value)
+            change(item, **changes)
     return mutate
 
 

@@ -193,6 +193,23 @@ def test_existing_output_is_kept(tmp_path: Path) -> None:
     assert before == sorted(path.read_bytes() for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_output_that_appears_while_it_is_written_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         is_folder: bool) -> None:
+    save, other = dicom_write._save, tmp_path / "out" / "other" if is_folder else tmp_path / "out"
+
+    def meanwhile(item: Any, path: Path) -> None:
+        save(item, path)
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("theirs")
+
+    monkeypatch.setattr(dicom_write, "_save", meanwhile)
+    with pytest.raises(Refused) as caught:
+        write(volume("ct"), tmp_path / "out")
+    assert caught.value.code == "OUT_EXISTS" and other.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("code", ["INPUT_KIND", "PIX_NONFINITE", "GEOM_SHEAR"])
 def test_what_dicom_cannot_hold_is_refused(tmp_path: Path, code: str) -> None:
     array, place = np.zeros((1, *SHAPE), np.float32), affine()

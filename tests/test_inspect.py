@@ -151,7 +151,10 @@ def test_weights_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"PK\3\4" + b"\0" * 50)
     assert medgan.inspect(tmp_path / "a.pt").codes == ("CKPT_CORRUPT",)
     (tmp_path / "b.pkl").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
-    assert medgan.inspect(tmp_path / "b.pkl").codes == ("CKPT_UNSAFE",)
+    for name in ("b.pkl", "b.joblib"):
+        (tmp_path / name).write_bytes((tmp_path / "b.pkl").read_bytes())
+        found = medgan.inspect(tmp_path / name)
+        assert (found.kind, found.codes) == ("weights", ("CKPT_UNSAFE",))
     assert not (tmp_path / "owned").exists()
 
 

@@ -211,6 +211,16 @@ def test_it_is_refused_by_default_and_noted_when_asked_for(tmp_path: Path, way: 
     assert {note.code: note.why for note in resampled(folder).notes} == {"GEOM_RESAMPLED": said}
 
 
+@pytest.mark.parametrize(("way", "said"), [
+    ("tilted", "24 slices sheared by 15 degrees were moved within their planes, to the nearest voxel; what no slice "
+               "covers is 0"),
+    ("uneven", "19 slices 2.5 to 5 mm apart were taken for 25 planes 2.5 mm apart, the nearest for each"),
+])
+def test_of_a_mask_it_is_said_in_words_of_masks(tmp_path: Path, way: str, said: str) -> None:
+    [mask] = read_series(scan(tmp_path, way, ball), RESAMPLE, labels=True)
+    assert {note.code: note.why for note in mask.notes} == {"GEOM_RESAMPLED": said}
+
+
 def test_an_even_straight_series_is_left_alone(tmp_path: Path) -> None:
     folder = save(make_series(), tmp_path)
     [plain], asked = read_series(folder), resampled(folder)

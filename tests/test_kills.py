@@ -33,6 +33,12 @@ def kills() -> Any:
     sys.path.remove(str(SCRIPT.parent))
 
 
+@pytest.fixture(scope="module")
+def checks(kills: ModuleType) -> ModuleType:
+    """What looks at what is left."""
+    return importlib.import_module("kills_checks")
+
+
 def write_some(out: Path) -> None:
     """Writes in each of the ways that there are, and goes on where an earlier call was killed."""
     with claimed(out):
@@ -67,11 +73,11 @@ def forked(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_writing_that_is_killed_before_or_after_each_of_its_calls_is_whole_and_goes_on(kills: ModuleType,
-                                                                                       tmp_path: Path) -> None:
+def test_writing_that_is_killed_before_or_after_each_of_its_calls_is_whole_and_goes_on(
+        kills: ModuleType, checks: ModuleType, tmp_path: Path) -> None:
     write_some(tmp_path / "whole")
-    digests = {name: kills.digest(path) for name, path in kills.final_files(tmp_path / "whole").items()}
-    lines = kills.log_lines(tmp_path / "whole" / "log.jsonl")
+    digests = {name: checks.digest(path) for name, path in checks.final_files(tmp_path / "whole").items()}
+    lines = checks.log_lines(tmp_path / "whole" / "log.jsonl")
     assert len(digests) == 8
     killed = 0
     for call in range(200):
@@ -81,12 +87,12 @@ def test_writing_that_is_killed_before_or_after_each_of_its_calls_is_whole_and_g
             shutil.copytree(tmp_path / "whole" / "series-0", out / "series-0")
             ended = forked(partial(watched, kills, kills.Plan(call=call, before_it=before_it), out))
             assert ended in (0, -signal.SIGKILL)
-            _, wrong = kills.look(out, digests, lines, None)
+            _, wrong = checks.look(out, digests, lines, None)
             assert wrong == [], f"killed at call {call}"
             for series in out.glob("series-?"):
                 assert len(list(series.iterdir())) == 2, f"killed at call {call}, half a series has its final name"
             write_some(out)
-            assert kills.compare(out, digests) == []
+            assert checks.compare(out, digests) == []
             shutil.rmtree(out)
             killed += ended != 0
         if ended == 0:
@@ -115,35 +121,35 @@ def spoil(out: Path, name: str, data: bytes | None) -> None:
     ("log.jsonl", b'{"images": 8, "lo', "is not whole"),
     ("log.jsonl", b"", "has lost the line"),
 ])
-def test_the_checks_notice_what_a_kill_must_not_leave(kills: ModuleType, tmp_path: Path, name: str, data: bytes | None,
+def test_the_checks_notice_what_a_kill_must_not_leave(checks: ModuleType, tmp_path: Path, name: str, data: bytes | None,
                                                       told: str) -> None:
     (tmp_path / "plan.json").write_text('{"seed": 0}\n')
     (tmp_path / "log.jsonl").write_text('{"images": 8, "loss": 1, "waiting": 0.5}\n')
     (tmp_path / f"{PARTIAL}-1-scan.nii.gz").write_text("half")
     (tmp_path / "state").mkdir()
-    save_file({}, tmp_path / kills.STATE, metadata={"numbers": json.dumps({"images": 8})})
-    digests = {each: kills.digest(path) for each, path in kills.final_files(tmp_path).items()} | dict.fromkeys(
+    save_file({}, tmp_path / checks.STATE, metadata={"numbers": json.dumps({"images": 8})})
+    digests = {each: checks.digest(path) for each, path in checks.final_files(tmp_path).items()} | dict.fromkeys(
         ("table.csv", "scan.nii.gz", "w.safetensors", "sheet.png"), "")
-    lines = kills.log_lines(tmp_path / "log.jsonl")
-    before, wrong = kills.look(tmp_path, digests, lines, None)
+    lines = checks.log_lines(tmp_path / "log.jsonl")
+    before, wrong = checks.look(tmp_path, digests, lines, None)
     assert wrong == [] and before.images == 8
     spoil(tmp_path, name, data)
-    assert told in str(kills.look(tmp_path, digests, lines, before)[1])
+    assert told in str(checks.look(tmp_path, digests, lines, before)[1])
 
 
-def test_the_checks_notice_a_state_that_went_back_and_an_end_that_is_not_the_same(kills: ModuleType, tmp_path: Path
+def test_the_checks_notice_a_state_that_went_back_and_an_end_that_is_not_the_same(checks: ModuleType, tmp_path: Path
                                                                                   ) -> None:
     (tmp_path / "state").mkdir()
     for images in (8, 4):
-        save_file({}, tmp_path / kills.STATE, metadata={"numbers": json.dumps({"images": images})})
+        save_file({}, tmp_path / checks.STATE, metadata={"numbers": json.dumps({"images": images})})
         if images == 8:
-            digests = {kills.STATE: kills.digest(tmp_path / kills.STATE)}
-            before, _ = kills.look(tmp_path, digests, [], None)
-    assert "went back from 8 to 4" in str(kills.look(tmp_path, digests, [], before)[1])
-    assert kills.look(tmp_path, digests, [{"images": 2}], None)[1] == ["the log has lost the line of 2 images"]
+            digests = {checks.STATE: checks.digest(tmp_path / checks.STATE)}
+            before, _ = checks.look(tmp_path, digests, [], None)
+    assert "went back from 8 to 4" in str(checks.look(tmp_path, digests, [], before)[1])
+    assert checks.look(tmp_path, digests, [{"images": 2}], None)[1] == ["the log has lost the line of 2 images"]
     (tmp_path / f"{PARTIAL}-1-a").mkdir()
     (tmp_path / "more.txt").write_text("x\n")
-    assert len(kills.compare(tmp_path, digests | {"gone.txt": ""})) == 4
+    assert len(checks.compare(tmp_path, digests | {"gone.txt": ""})) == 4
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import dataset_makers as make
@@ -35,6 +36,23 @@ def test_npz_finish_can_be_repeated_after_a_kill(tmp_path: Path) -> None:
     before = make.tree(tmp_path / "out")
     LAYOUTS["npz"].finish(tmp_path / "out", dataset, [*placed, new])
     assert make.tree(tmp_path / "out") == before
+
+
+def test_arrays_may_be_called_what_numpy_calls_its_arguments(tmp_path: Path) -> None:
+    root = make.npz(tmp_path / "d")
+    path = root / "chestmnist.npz"
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    extra = {"file": np.arange(3), "allow_pickle": np.zeros(2)}
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, array in extra.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array)
+    add_one(open_dataset(root), tmp_path / "out")
+    with np.load(tmp_path / "out/chestmnist.npz") as new:
+        assert set(new.files) >= set(arrays) | set(extra)
+        for name, array in extra.items():
+            np.testing.assert_array_equal(new[name], array)
 
 
 @pytest.mark.parametrize(("arrays", "code"), [

@@ -13,7 +13,8 @@ from medgan.datasets.layouts import open_dataset
 from medgan.errors import Refused
 from medgan.learning import loop
 from medgan.learning.checkpoints import open_run
-from medgan.learning.tasks.lesion import LesionTask, paint, read_error, smooth_fill, without_lesions
+from medgan.learning.tasks.lesion import LesionTask, paint, read_error, smooth_fill
+from medgan.learning.tasks.lesion_batches import without_lesions
 from medgan.learning.tasks.lesion_source import LesionSource, real_spread
 from medgan.lesions.compose import compose
 from medgan.lesions.gan import Gan

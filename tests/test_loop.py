@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
+import game_makers as make
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgan.config import Config
 from medgan.errors import Refused
 from medgan.learning import checkpoints, loop
 from medgan.learning.objectives import relativistic_discriminator, relativistic_generator
-from medgan.learning.task import Batch, Task
+from medgan.learning.task import Batch
 
 
-class Toy(Task):
-    """A generator that shifts noise, a discriminator that sees one number."""
-
-    name: ClassVar[str] = "toy"
+class Toy(make.Shift):
+    """Notes its progress and how often it is asked for a loss, and gives none that is finite where it is poisoned."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.generator = nn.Linear(1, 1)
-        self.critic = nn.Sequential(nn.Linear(1, 8), nn.LeakyReLU(), nn.Linear(8, 1))
         self.seen: list[float] = []
         self.poison: set[int] = set()
         self.calls = 0
-
-    @property
-    def players(self) -> Mapping[str, nn.Module]:
-        return {"discriminator": self.critic, "generator": self.generator}
 
     def at(self, progress: float) -> None:
         self.seen.append(progress)
@@ -51,32 +40,8 @@ class Toy(Task):
         return game, {"game": game}
 
 
-    @staticmethod
-    def source(dataset: object, config: Config) -> Numbers:
-        return Numbers()
-
-    def sheet(self, generator: nn.Module, source: object) -> NDArray[np.uint8]:
-        return np.zeros((1, 1, 3), np.uint8)
-
-
-class Numbers:
-    """Batches around 3, a function of the step alone."""
-
-    interface: ClassVar[dict[str, Any]] = {}
-
-    def batch(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(step)
-        return {"x": 3 + torch.randn(8, 1, generator=generator)}
-
-
-def _config(**training: Any) -> Config:
-    given = {"images": 160, "batch": 8, "report_images": 40, "precision": "fp32", "rate": 1e-2} | training
-    return Config.resolve("mr", settings={f"training.{name}": value for name, value in given.items()})
-
-
 def _fresh(config: Config) -> loop.State:
-    torch.manual_seed(0)
-    return loop.State.fresh(Toy(), config.training)
+    return make.fresh(config, Toy)
 
 
 def _weights(module: nn.Module) -> list[Tensor]:
@@ -84,9 +49,9 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 
 def test_a_run_reports_ends_and_moves_towards_the_data() -> None:
-    config = _config(images=4000)
+    config = make.config(images=4000)
     state = _fresh(config)
-    steps = list(loop.train(state, Numbers(), config))
+    steps = list(loop.train(state, make.Numbers(), config))
     assert steps[-1].done and steps[-1].images == 4000 and sum(s.done for s in steps) == 1
     assert sum(s.report for s in steps) == 100
     with torch.no_grad():
@@ -95,12 +60,12 @@ def test_a_run_reports_ends_and_moves_towards_the_data() -> None:
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    config = _config()
+    config = make.config()
     whole = _fresh(config)
-    for _ in loop.train(whole, Numbers(), config):
+    for _ in loop.train(whole, make.Numbers(), config):
         pass
     begun = _fresh(config)
-    for step in loop.train(begun, Numbers(), config):
+    for step in loop.train(begun, make.Numbers(), config):
         if step.images == 80:
             checkpoints.save_state(begun, tmp_path)
             break
@@ -108,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     resumed = _fresh(config)
     assert checkpoints.load_state(resumed, tmp_path)
     assert resumed.images == 80 and resumed.step == 10
-    for _ in loop.train(resumed, Numbers(), config):
+    for _ in loop.train(resumed, make.Numbers(), config):
         pass
     for a, b in ((whole.task, resumed.task), (whole.average, resumed.average)):
         assert all(torch.equal(x, y) for x, y in zip(_weights(a), _weights(b), strict=True))
@@ -118,43 +83,43 @@ def test_training_leaves_the_callers_random_state_alone_once_it_is_over() -> Non
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    config = _config()
+    config = make.config()
     state = loop.State.fresh(Toy(), config.training)
     torch.manual_seed(7)
-    for _ in loop.train(state, Numbers(), config):
+    for _ in loop.train(state, make.Numbers(), config):
         pass
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_loss_that_is_not_finite_is_taken_back_and_never_kept() -> None:
-    config = _config()
+    config = make.config()
     state = _fresh(config)
     state.task.poison = {25}  # type: ignore[assignment]
-    steps = list(loop.train(state, Numbers(), config))
+    steps = list(loop.train(state, make.Numbers(), config))
     assert state.rollbacks == 1 and state.rate_scale == 0.5
     assert [s for s in steps if "not finite" in s.note] and steps[-1].images == 160
     assert all(torch.isfinite(w).all() for w in _weights(state.task))
 
 
 def test_a_run_that_cannot_be_saved_is_refused() -> None:
-    config = _config()
+    config = make.config()
     state = _fresh(config)
     state.task.poison = set(range(1, 1000))  # type: ignore[assignment]
     with pytest.raises(Refused) as refused:
-        list(loop.train(state, Numbers(), config))
+        list(loop.train(state, make.Numbers(), config))
     assert refused.value.code == "TRAINING_DIVERGED"
 
 
 def test_a_run_given_in_minutes_fixes_its_length_and_stops() -> None:
-    config = _config(minutes=0.02, limit_minutes=0.02, images=10**9)
+    config = make.config(minutes=0.02, limit_minutes=0.02, images=10**9)
     state = _fresh(config)
     assert state.total is None
-    steps = list(loop.train(state, Numbers(), config))
+    steps = list(loop.train(state, make.Numbers(), config))
     assert steps[-1].done and state.total is not None and steps[-1].images < 10**7
 
 
 def test_every_player_moves_alone() -> None:
-    config = _config(images=8)
+    config = make.config(images=8)
     state = _fresh(config)
     before = _weights(state.task.generator)
     task = state.task
@@ -165,7 +130,7 @@ def test_every_player_moves_alone() -> None:
         return (loss, parts) if player == "discriminator" else (loss * 0, parts)
 
     task.loss = only_discriminator.__get__(task)  # type: ignore[method-assign]
-    for _ in loop.train(state, Numbers(), config):
+    for _ in loop.train(state, make.Numbers(), config):
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, _weights(state.task.generator), strict=True))
 

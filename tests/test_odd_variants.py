@@ -16,6 +16,9 @@ import medgan
 from medgan.errors import Refused
 from medgan.imaging.files import read_all
 
+REFUSED = {"nifti": odd.NIFTI_REFUSED, "masks": odd.MASKS_REFUSED, "tables": odd.TABLES_REFUSED}
+TAKEN = {"masks": odd.MASKS_GOOD, "tables": odd.TABLES_GOOD}
+
 
 def refused_with(path: Path, codes: set[str]) -> None:
     found = medgan.inspect(path)
@@ -50,12 +53,6 @@ def test_dicom_that_must_be_taken(name: str, tmp_path: Path) -> None:
     assert np.isfinite(volume.array).all() and np.ptp(volume.array) > 0
 
 
-@pytest.mark.parametrize("name", odd.NIFTI_REFUSED)
-def test_nifti_that_must_be_refused(name: str, tmp_path: Path) -> None:
-    codes, make = odd.NIFTI_REFUSED[name]
-    refused_with(make(tmp_path), codes)
-
-
 @pytest.mark.parametrize("name", odd.NIFTI_GOOD)
 def test_nifti_that_must_be_taken(name: str, tmp_path: Path) -> None:
     import nibabel
@@ -68,27 +65,15 @@ def test_nifti_that_must_be_taken(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine, theirs.affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", odd.MASKS_REFUSED)
-def test_masks_that_must_be_refused(name: str, tmp_path: Path) -> None:
-    codes, make = odd.MASKS_REFUSED[name]
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, made in REFUSED.items() for name in made])
+def test_what_must_be_refused(kind: str, name: str, tmp_path: Path) -> None:
+    codes, make = REFUSED[kind][name]
     refused_with(make(tmp_path), codes)
 
 
-@pytest.mark.parametrize("name", odd.MASKS_GOOD)
-def test_masks_that_must_be_taken(name: str, tmp_path: Path) -> None:
-    codes, make = odd.MASKS_GOOD[name]
-    taken_with(make(tmp_path), codes)
-
-
-@pytest.mark.parametrize("name", odd.TABLES_REFUSED)
-def test_tables_that_must_be_refused(name: str, tmp_path: Path) -> None:
-    codes, make = odd.TABLES_REFUSED[name]
-    refused_with(make(tmp_path), codes)
-
-
-@pytest.mark.parametrize("name", odd.TABLES_GOOD)
-def test_tables_that_must_be_taken(name: str, tmp_path: Path) -> None:
-    codes, make = odd.TABLES_GOOD[name]
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, made in TAKEN.items() for name in made])
+def test_data_sets_that_must_be_taken(kind: str, name: str, tmp_path: Path) -> None:
+    codes, make = TAKEN[kind][name]
     assert taken_with(make(tmp_path), codes).volumes
 
 

@@ -296,6 +296,24 @@ def test_data_set_is_written_in_the_nnunet_layout(tmp_path: Path, modality: Moda
         assert (np.asarray(label.dataobj).reshape(mask.array.shape) == mask.array).all()
 
 
+def test_masks_can_label_organs_around_the_lesions(tmp_path: Path) -> None:
+    plain = write_phantoms(tmp_path / "plain", "ct", count=2, seed=4, shape=SMALL["ct"])
+    folder = write_phantoms(tmp_path / "set", "ct", count=2, seed=4, shape=SMALL["ct"], organs=("liver", "lung"))
+    assert json.loads((folder / "dataset.json").read_text())["labels"] == {
+        "background": 0, "nodule": 1, "liver-lesion": 2, "liver": 3, "lung": 4}
+    for index in range(2):
+        name = f"labelsTr/ctphantom_{index:04d}.nii.gz"
+        mask, lesions = (np.asarray(nibabel.load(each / name).dataobj) for each in (folder, plain))
+        organs = build("ct", [4, index], shape=SMALL["ct"]).organs.array[0]
+        assert (np.where(mask > 2, 0, mask) == lesions).all() and (lesions > 0).any()
+        for value, organ in ((3, "liver"), (4, "lung")):
+            assert (mask == value).any() and (organs[mask == value] == ORGANS["ct"][organ]).all()
+            assert ((mask == value) | (lesions > 0))[organs == ORGANS["ct"][organ]].all()
+    with pytest.raises(Refused, match="LABEL_UNKNOWN"):
+        write_phantoms(tmp_path / "none", "ct", count=1, seed=4, organs=("brain",))
+    assert not (tmp_path / "none").exists()
+
+
 def test_radiographs_are_written_as_png(tmp_path: Path) -> None:
     folder = write_phantoms(tmp_path / "set", "xray", count=1, seed=4, shape=(96, 96))
     assert json.loads((folder / "dataset.json").read_text())["file_ending"] == ".png"

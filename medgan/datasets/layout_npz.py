@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from medgan.datasets.paths import safe_name, stay_inside, visible
 from medgan.datasets.provenance import Provenance
 from medgan.datasets.splits import SPLITS
 from medgan.errors import Note, Refused
-from medgan.imaging.archives import check_members
+from medgan.imaging.archives import ZIP_ERRORS, check_members
 from medgan.imaging.arrays import claimed_bytes, read_array, read_header, stored_bytes, taken_bytes
 from medgan.imaging.checks import refuse_nonfinite
 from medgan.imaging.convert import cast
@@ -31,8 +30,6 @@ from medgan.storage import atomic_path
 
 #: How many arrays are held while their rows are asked for one by one; a split each.
 _CACHED_ARRAYS = 3
-
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 
 
 class Npz(Layout):
@@ -127,10 +124,18 @@ class Npz(Layout):
             arrays = {key: _array(source, key, dataset.rules) for key in _shapes(source)}
             if new:
                 _append(arrays, new, dataset)
-            with atomic_path(target) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            with atomic_path(target) as temporary:
+                _save(arrays, temporary)
         _held.clear()
         shutil.rmtree(_work_folder(target), ignore_errors=True)
+
+
+def _save(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """As `np.savez_compressed`, which takes an array called `file` or `allow_pickle` for an argument of its own."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def read_row(case: Case, rules: Rules = DEFAULT_RULES) -> Volume:
@@ -185,7 +190,7 @@ def _shapes(path: Path, rules: Rules | None = None) -> dict[str, tuple[tuple[int
                     raise Refused("LIMIT_OR_TRUNCATED", path, f"{member.filename} claims {claimed:,} bytes",
                                   "Check that the file is whole; if it is, make it smaller or raise data.max_gib")
                 found[member.filename.removesuffix(".npy")] = (header[0], header[2])
-    except (*_UNREADABLE, RuntimeError) as error:
+    except (*ZIP_ERRORS, RuntimeError) as error:
         raise Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})", "Save it again") from None
     return found
 
@@ -218,7 +223,7 @@ def _read(path: Path, name: str, rules: Rules) -> NDArray[Any]:
                 _held.pop(next(iter(_held)))
             with archive.open(member) as stream:
                 array = read_array(stream, stored_bytes(member, path), path, rules.limit, image=False)
-    except (*_UNREADABLE, KeyError, RuntimeError) as error:
+    except (*ZIP_ERRORS, KeyError, RuntimeError) as error:
         raise Refused("FILE_CORRUPT", path, f"{name} cannot be read ({error})", "Save it again") from None
     array.setflags(write=False)
     return array

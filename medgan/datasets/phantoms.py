@@ -8,7 +8,7 @@ first trials and in tests; what a model learns from them says nothing about pati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,7 +224,7 @@ def _phantom(modality: Modality, arrays: Sequence[NDArray[Any]], affine: NDArray
 
 
 def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, dims: Literal[2, 3] = 3,
-                   shape: Sequence[int] | None = None) -> Path:  # fmt: skip
+                   shape: Sequence[int] | None = None, organs: Sequence[str] = ()) -> Path:  # fmt: skip
     """Writes phantoms as a data set in the nnU-Net v2 layout.
 
     Case i is `phantom(modality, [seed, i], dims=dims, shape=shape)`. CT and MR are NIfTI, radiographs PNG, which
@@ -237,29 +237,40 @@ def write_phantoms(folder: Path, modality: Modality, *, count: int, seed: int, d
         seed: Of the whole data set.
         dims: 2 for single slices.
         shape: Voxels along each axis, as for `build`.
+        organs: Names in `ORGANS` that the masks label too, wherever there is no lesion, for `data.organs`.
 
     Returns:
         The folder.
 
     Raises:
-        Refused: `OUT_EXISTS` where the folder holds other images, and what `build` refuses.
+        Refused: `OUT_EXISTS` where the folder holds other images, `LABEL_UNKNOWN` for an organ that there is not, and
+            what `build` refuses.
     """
+    classes = LESION_CLASSES[modality]
+    if unknown := [name for name in organs if name not in ORGANS[modality]]:
+        raise Refused("LABEL_UNKNOWN", unknown[0], f"{modality} phantoms have no such organ",
+                      f"Use some of {', '.join(ORGANS[modality])}")
+    labels = {name: value for value, name in classes.items()}
+    labels |= {name: max(classes) + number for number, name in enumerate(organs, 1)}
     ending = ".png" if modality == "xray" else ".nii.gz"
     write: Callable[[Volume, Path], None] = write_planar if modality == "xray" else write_nifti
     names = [f"{modality}phantom_{index:04d}" for index in range(count)]
     _refuse_others(folder / "imagesTr", {f"{name}_0000{ending}" for name in names})
     _refuse_others(folder / "labelsTr", {f"{name}{ending}" for name in names})
     for index, name in enumerate(names):
-        image, mask = phantom(modality, [seed, index], dims=dims, shape=shape)
-        write(image, folder / "imagesTr" / f"{name}_0000{ending}")
-        write(mask, folder / "labelsTr" / f"{name}{ending}")
+        case = build(modality, [seed, index], dims=dims, shape=shape)
+        mask = case.mask.array.copy()
+        for organ in organs:
+            mask[(case.organs.array == ORGANS[modality][organ]) & (case.mask.array == 0)] = labels[organ]
+        write(case.image, folder / "imagesTr" / f"{name}_0000{ending}")
+        write(replace(case.mask, array=mask), folder / "labelsTr" / f"{name}{ending}")
     description = {
         "name": f"{modality}phantom",
         "description": f"Computed {_CHANNELS[modality]} phantoms with lesions; no patient data",
         "reference": "medgan.datasets.phantoms",
         "licence": "CC0",
         "channel_names": {"0": _CHANNELS[modality]},
-        "labels": {name: value for value, name in LESION_CLASSES[modality].items()},
+        "labels": labels,
         "numTraining": count,
         "file_ending": ending,
     }

@@ -28,6 +28,9 @@ PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _PICKLE_MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 #: How archives begin that are named otherwise.
 _MARKS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!")
+#: What `zipfile` raises of files that it cannot read: damaged ones and, as NotImplementedError, those of a later
+#: version of the format, or encrypted or compressed in a way that it does not know.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 #: Where a tar says that it is one.
 _TAR_MARK = (257, b"ustar")
 #: How much of a compressed tar is looked through; names after that are not judged, and it is refused all the same.
@@ -53,7 +56,7 @@ def is_pickle(path: Path, start: bytes = b"") -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except ZIP_ERRORS:
         return False
 
 
@@ -83,8 +86,7 @@ def refuse_archive(path: Path) -> Refused:
         for name in _members(path):
             if escapes(name):
                 return _escape(path, name)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
-            RuntimeError) as error:
+    except (*ZIP_ERRORS, tarfile.TarError, RuntimeError) as error:
         return Refused("FILE_CORRUPT", path, f"the archive cannot be read ({error})", "Fetch it again")
     return Refused("FILE_FORMAT", path, "it is an archive, which is not unpacked here",
                    "Unpack it and give the folder")

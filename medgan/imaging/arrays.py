@@ -28,9 +28,9 @@ class _Start:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
-    def read(self, size: int) -> bytes:
-        """So many bytes, or fewer at the end."""
-        if size > HEADER_BYTES:
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, or fewer at the end; never all there are."""
+        if not 0 <= size <= HEADER_BYTES:
             raise ValueError("a header of impossible length")
         return self._stream.read(size)
 
@@ -43,11 +43,11 @@ def read_header(stream: IO[bytes], path: Path) -> Header:
     """
     start, npy = _Start(stream), np.lib.format
     try:
-        version = npy.read_magic(start)  # type: ignore[arg-type]
+        version = npy.read_magic(start)
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         if version not in read:
             raise ValueError(f"version {version} of the format")
-        shape, by_column, dtype = read[version](start)  # type: ignore[arg-type]
+        shape, by_column, dtype = read[version](start)
     except Exception as error:  # numpy parses the header as Python; its tokenizer fails in many ways
         raise Refused("FILE_CORRUPT", path, f"its header cannot be read ({error})", "Save the array again") from error
     if dtype.hasobject:

@@ -51,13 +51,13 @@ def read_series(path: Path, rules: Rules = DEFAULT_RULES, *, labels: bool = Fals
     Raises:
         Refused: With one of the codes of `medgan.errors.CODES`; nothing is returned in part.
     """
-    stacks = [stack for series in find_series(path) for stack in arrange(series, rules)]
+    stacks = [stack for series in find_series(path) for stack in arrange(series, rules, labels=labels)]
     return _load(stacks, rules, labels)
 
 
 def load_series(series: Series, rules: Rules = DEFAULT_RULES, *, labels: bool = False) -> list[Volume]:
     """Checks and decodes one series of `find_series`; arguments, result and errors as in `read_series`."""
-    return _load(arrange(series, rules), rules, labels)
+    return _load(arrange(series, rules, labels=labels), rules, labels)
 
 
 def template(path: Path) -> Any:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pydicom
-from pydicom.charset import python_encoding
 from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
 from pydicom.pixels import get_decoder
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
@@ -33,8 +32,8 @@ from medgan.imaging.dicom_header import (
     Instance,
     integer,
     text,
-    texts,
 )
+from medgan.imaging.dicom_identity import identity_notes
 
 #: No real header is larger; what is, is refused before it fills the memory.
 HEADER_LIMIT = 256 * 2**20
@@ -214,7 +213,7 @@ def _parse(path: Path, raw: IO[bytes], kind: str, size: int) -> Instance:
         raise Refused("PIX_MISSING", path, "the pixels are floating-point maps, not an image", "Remove the file")
     offset = position + (12 if not implicit and vr in EXPLICIT_VR_LENGTH_32 else 8)
     syntax = text(meta, "TransferSyntaxUID")
-    notes = [*_identity_notes(path, header)]
+    notes = [*identity_notes(path, header)]
     if kind == "bare":
         code = "NO_PREAMBLE" if len(meta) else "NO_FILE_META"
         notes.append(Note(code, str(path), "read all the same"))
@@ -265,38 +264,6 @@ def _no_image(path: Path) -> Refused:
                    "Give an image")
 
 
-#: What names a patient beyond the usual name, ID and dates; filled only where a file was never de-identified.
-_IDENTIFYING = (
-    "PatientAddress", "PatientTelephoneNumbers", "OtherPatientIDs", "OtherPatientNames", "PatientMotherBirthName",
-    "PatientComments",
-)
-
-
-#: Secondary Capture and its multi-frame kin.
-_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
-#: Conversion types of images that were pictures of something else: video, film, paper, drawing, workstation.
-_CONVERTED = ("DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN")
-
-
-def _identity_notes(path: Path, header: Any) -> Iterator[Note]:
-    if any(value and value not in python_encoding for value in texts(header, "SpecificCharacterSet")):
-        yield Note("CHARSET_FALLBACK", str(path), "the named character set is unknown; texts are read as Latin-1")
-    if text(header, "BurnedInAnnotation").upper() == "YES":
-        yield Note("BURNED_IN_ANNOTATION", str(path), "the header says that text is burned into the pixels")
-    elif not text(header, "BurnedInAnnotation") and _is_capture(header):
-        yield Note("BURNED_IN_ANNOTATION", str(path), "a screen capture, scan or ultrasound image, whose header does "
-                   "not say that no text is burned into the pixels")
-    present = sum(1 for keyword in _IDENTIFYING if keyword in header and text(header, keyword))
-    if present and text(header, "PatientIdentityRemoved").upper() != "YES":
-        yield Note("PHI_NOT_COPIED", str(path), f"{present} identifying elements are filled; none leaves this file")
-
-
-def _is_capture(header: Any) -> bool:
-    """Whether an image is of a kind that mostly has text in its pixels: captured, digitised, or ultrasound."""
-    return (text(header, "SOPClassUID").startswith(_CAPTURES) or text(header, "Modality").upper() == "US"
-            or text(header, "ConversionType").upper() in _CONVERTED)
-
-
 def _check_matrix(path: Path, header: Any, syntax: str, offset: int, length: int, vr: str | None, little: bool,
                   notes: tuple[Note, ...]) -> Instance:
     """Refuses an impossible matrix, bit depth or transfer syntax."""
@@ -316,7 +283,7 @@ def _check_matrix(path: Path, header: Any, syntax: str, offset: int, length: int
     if syntax not in NATIVE:
         try:
             available = get_decoder(syntax).is_available
-        except NotImplementedError:
+        except NotImplementedError:  # how pydicom says that it does not know the transfer syntax
             available = False
         if not available:
             raise Refused("TS_UNSUPPORTED", path, "no decoder for its transfer syntax is known",

@@ -129,7 +129,7 @@ class Stack:
         return first if alike else None
 
 
-def arrange(series: Series, rules: Rules = DEFAULT_RULES) -> list[Stack]:
+def arrange(series: Series, rules: Rules = DEFAULT_RULES, *, labels: bool = False) -> list[Stack]:
     """Checks the geometry of a series and sorts it into volumes.
 
     Args:
@@ -137,6 +137,7 @@ def arrange(series: Series, rules: Rules = DEFAULT_RULES) -> list[Stack]:
         rules: Whether tilted and unevenly spaced slices are refused or resampled. Slices that are missing, lie at
             one position, jump sideways or differ in anything else are refused either way: there the data are not
             what they claim to be, and no interpolation brings back what is not there.
+        labels: It is a mask, which is resampled otherwise; here only what is said of it differs.
 
     Returns:
         One stack a volume; several where the series holds echoes, time points, image kinds or enhanced stacks.
@@ -163,7 +164,7 @@ def arrange(series: Series, rules: Rules = DEFAULT_RULES) -> list[Stack]:
     if not codes and len(parts) > 1:
         codes["SERIES_SPLIT"] = None
     notes += [Note(code, str(where), f"the series holds {len(parts)} volumes, which are kept apart") for code in codes]
-    return [_stack(series, part, notes, rules) for _, part in parts]
+    return [_stack(series, part, notes, rules, labels) for _, part in parts]
 
 
 def _grouped(frames: list[Frame], key: str) -> list[list[Frame]]:
@@ -276,7 +277,7 @@ def _split(frames: list[Frame]) -> list[tuple[list[str], list[Frame]]]:
     return [([], frames)]
 
 
-def _stack(series: Series, frames: list[Frame], notes: list[Note], rules: Rules) -> Stack:
+def _stack(series: Series, frames: list[Frame], notes: list[Note], rules: Rules, labels: bool) -> Stack:
     """Sorts frames along the slice normal; refuses what is no regular, straight stack, or plans to resample it."""
     axes, first, where = _axes(frames[0]), frames[0], series.source
     along = _positions(frames) @ axes[:, 2]
@@ -312,7 +313,7 @@ def _stack(series: Series, frames: list[Frame], notes: list[Note], rules: Rules)
         positions = positions[0] + np.outer(along - along[0], axes[:, 2])
     grid = plan(positions, axes, spacing, (first.instance.columns, first.instance.rows), step=step)
     affine[:3] = _LPS_TO_RAS @ grid.affine[:3]
-    notes.append(Note("GEOM_RESAMPLED", str(where), _what_was_done(grid, along, angle, len(frames))))
+    notes.append(Note("GEOM_RESAMPLED", str(where), _what_was_done(grid, along, angle, len(frames), labels)))
     return Stack(where, frames, affine, 3, notes, grid)
 
 
@@ -321,17 +322,18 @@ def _range_of(along: NDArray[np.float64]) -> str:
     return f"{steps.min():.4g} to {steps.max():.4g} mm"
 
 
-def _what_was_done(grid: Plan, along: NDArray[np.float64], angle: float, slices: int) -> str:
-    """What is said of a series that is resampled."""
+def _what_was_done(grid: Plan, along: NDArray[np.float64], angle: float, slices: int, labels: bool) -> str:
+    """What is said of a series that is resampled, an image or a mask."""
     odd = [f"sheared by {angle:.3g} degrees"] if angle > TILT_TOLERANCE_DEG else []
     done = []
     if grid.keeps_slices:
-        done.append("moved within their planes")
+        done.append(f"moved within their planes{', to the nearest voxel' if labels else ''}")
     else:
         odd.append(f"{_range_of(along)} apart")
-        done.append(f"interpolated to {grid.shape[2]} planes {grid.step_mm:.4g} mm apart")
+        planes = f"{grid.shape[2]} planes {grid.step_mm:.4g} mm apart"
+        done.append(f"taken for {planes}, the nearest for each" if labels else f"interpolated to {planes}")
     if odd[0].startswith("sheared"):
-        done.append("what no slice covers holds the lowest real value")
+        done.append(f"what no slice covers {'is 0' if labels else 'holds the lowest real value'}")
     return f"{slices} slices {' and '.join(odd)} were {'; '.join(done)}"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR
+from pydicom.valuerep import PersonName
 
 from medgan.errors import Note, Refused
 
@@ -137,7 +138,9 @@ def texts(data_set: Any, keyword: str) -> list[str]:
         value = _value(data_set, keyword)
         if value is None:
             return []
-        values = [value] if isinstance(value, str | int | float) or not hasattr(value, "__iter__") else list(value)
+        # A name has several ways of writing, and is one value all the same.
+        is_one = isinstance(value, str | int | float | PersonName) or not hasattr(value, "__iter__")
+        values = [value] if is_one else list(value)
         return [str(item).strip(" \0") for item in values]
     except Exception:  # pydicom raises nearly every built-in exception on values that are none
         return []
@@ -160,7 +163,7 @@ def numbers(data_set: Any, keyword: str, count: int) -> NDArray[np.float64] | No
         if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
             return None
         result = np.array(value, dtype=np.float64).reshape(-1)
-    except Exception:  # as in `texts`
+    except Exception:  # pydicom raises nearly every built-in exception on values that are none
         return np.full(count, np.nan)
     return result if len(result) == count else np.full(count, np.nan)
 

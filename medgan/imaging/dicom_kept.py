@@ -57,7 +57,7 @@ def keep(header: Any, common: Dataset) -> None:
     study or frame of reference still share theirs.
     """
     for keyword in KEPT:
-        values = _name(header, keyword) if dictionary_VR(keyword) == "PN" else texts(header, keyword)
+        values = texts(header, keyword)
         if keyword.endswith("UID"):
             if values and values[0]:
                 setattr(common, keyword, usable_uid(values[0]))
@@ -110,14 +110,6 @@ def modality_of(value: str, otherwise: str) -> str:
 def _hashed(value: str) -> str:
     digest = hashlib.sha256(value.encode("utf-8", "replace")).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
-
-
-def _name(header: Any, keyword: str) -> list[str]:
-    """A name as text: what pydicom reads carries the bytes of the source's character set."""
-    try:
-        return [str(header[keyword].value).strip(" \0")] if keyword in header else []
-    except Exception:  # as in `texts`
-        return []
 
 
 def _is_valid(keyword: str, values: list[str]) -> bool:

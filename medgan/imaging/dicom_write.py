@@ -6,10 +6,9 @@ bytes depend on nothing but the arguments: UIDs are hashed from them, and no clo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
-import os
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from medgan.imaging.dicom_kept import keep, modality_of, reference
 from medgan.imaging.dicom_storage import Storage, number_of, storage_for, stored_as
 from medgan.imaging.rules import Rules
 from medgan.imaging.volume import Volume
-from medgan.storage import PARTIAL, sync
+from medgan.storage import atomic_folder, sync
 
 #: What every generated series is called, so that no one reads it as a patient's scan.
 SERIES_DESCRIPTION = "SYNTHETIC - medgan - NOT FOR DIAGNOSIS"
@@ -40,6 +39,8 @@ PATIENT_NAME = "SYNTHETIC^MEDGAN"
 PATIENT_ID = "MEDGAN-SYNTHETIC"
 #: A scalar product of unit directions above this is shear, which DICOM cannot write.
 SHEAR_TOLERANCE = 2e-3
+#: What the system says where a folder cannot be renamed because of what has its name.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 _CT, _MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 _CR, _CAPTURE = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
@@ -310,23 +311,16 @@ def _sources(stack: Stack, volume: Volume, number: int) -> list[Dataset]:
 
 def _write(slices: list[Dataset], folder: Path) -> list[Path]:
     """Writes all slices into a temporary sibling, then renames it: the folder is whole or it is not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{PARTIAL}-{os.getpid()}-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
     names = [f"{item.InstanceNumber:05d}.dcm" for item in slices]
     try:
-        temporary.mkdir()
-        for name, item in zip(names, slices, strict=True):
-            _save(item, temporary / name)
-        sync(temporary)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            raise Refused("OUT_EXISTS", folder, "something was written there in the meantime",
-                          "Give another output folder") from None
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            for name, item in zip(names, slices, strict=True):
+                _save(item, temporary / name)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise Refused("OUT_EXISTS", folder, "something was written there in the meantime",
+                      "Give another output folder") from None
     return [folder / name for name in names]
 
 

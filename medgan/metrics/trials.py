@@ -15,9 +15,9 @@ from medgan.metrics.labelled import Labelled, read_labelled
 from medgan.metrics.segmentation import dice, segment, train_segmenter
 from medgan.metrics.utility import auroc, predict, train_classifier
 
-#: Optimiser steps of the segmenter, whatever it is trained on: half a minute of a core, in which it finds most of what
-#: it will find.
-SEGMENTER_STEPS = 250
+#: Optimiser steps of the segmenter, whatever it is trained on: half a minute of a core. After half as many it still
+#: learns from real images, so that synthetic ones look of less use than they are.
+SEGMENTER_STEPS = 500
 #: The same of the classifier.
 CLASSIFIER_STEPS = 250
 #: Edge of the classifier's pictures.

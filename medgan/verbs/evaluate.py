@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgan import __version__
 from medgan.config import Config
+from medgan.datasets.cards import PLAN
 from medgan.datasets.cases import Dataset
 from medgan.datasets.hashing import has_hashed_ids, with_hashed_ids
 from medgan.datasets.layout_base import base_of
@@ -182,8 +183,6 @@ def _refuse_used(target: Path) -> None:
 
 def _modality(given: str | None, real: Dataset, made: Dataset) -> str:
     """As asked for, as a data set says of itself, or as the settings say that made the synthetic one."""
-    from medgan.datasets.cards import PLAN
-
     plan = base_of(made) / PLAN
     noted = None
     if plan.is_file():

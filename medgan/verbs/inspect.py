@@ -13,6 +13,7 @@ import numpy as np
 
 from medgan import notices
 from medgan.errors import Note, Refused
+from medgan.imaging.archives import is_pickle
 from medgan.imaging.rules import Rules
 from medgan.imaging.volume import Volume
 from medgan.verbs.reading import SETTINGS, asked_rules, besides_rules
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 #: A larger data set is described by its distinct shapes.
 MOST_VOLUMES = 200
 _TABLES = (".csv", ".json")
-_PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _inspect(path: Path, rules: Rules) -> Inspection:
         raise Refused("FILE_MISSING", path, "there is no such file", "Check the path")
     if (path / "config.json").is_file():
         return _run(path)
-    if path.suffix.lower() in (*_PICKLES, ".safetensors") and path.is_file():
+    if path.is_file() and _is_named_weights(path):
         return _weights(path)
     if path.is_file() and path.suffix.lower() not in (*_TABLES, ".npz"):
         return _volumes(path, rules)
@@ -199,7 +199,7 @@ def _weights(path: Path) -> Inspection:
 
     if path.stat().st_size == 0:
         raise Refused("CKPT_CORRUPT", path, "the file has no bytes", "Fetch the file again")
-    if path.suffix.lower() in _PICKLES:
+    if is_pickle(path):
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
         if zipped and not zipfile.is_zipfile(path):
@@ -213,13 +213,17 @@ def _weights(path: Path) -> Inspection:
                                          "parameters": sum(int(np.prod(shape)) for shape in shapes.values())})
 
 
+def _is_named_weights(path: Path) -> bool:
+    return is_pickle(path) or path.suffix.lower() == ".safetensors"
+
+
 def _kind(path: Path) -> str:
     """What a path is, where it could not be read as it."""
     suffix = path.suffix.lower()
     if "\0" in str(path) or not path.exists():
         return "unknown"
     if path.is_file():
-        return "dataset" if suffix in _TABLES else "weights" if suffix in (*_PICKLES, ".safetensors") else "volume"
+        return "dataset" if suffix in _TABLES else "weights" if _is_named_weights(path) else "volume"
     if (path / "config.json").is_file():
         return "run"
     from medgan.datasets.layouts import LAYOUTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medgan.datasets.cards import PLAN
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.splits import patient_key, split_by_patient
 from medgan.errors import Refused
@@ -92,8 +93,6 @@ def _usable(cases: tuple[Case, ...], kind: str, warnings: list[str]) -> tuple[Ca
 
 def _taken_whole(real: Dataset, synthetic: Dataset) -> tuple[Case, ...]:
     """All cases of a data set that marks none as synthetic: what another tool wrote."""
-    from medgan.datasets.cards import PLAN
-
     folder = synthetic.root if synthetic.root.is_dir() else synthetic.root.parent
     if (folder / PLAN).is_file() or synthetic.root.resolve() == real.root.resolve():
         raise Refused("DATASET_EMPTY", synthetic.root, "it holds no synthetic case",

@@ -41,7 +41,7 @@ REMEDIES: dict[str, str] = {
     "MONOCHROME1_INVERTED": "Nothing; bright means high now, as in other images",
     "NO_RESCALE_ASSUMED_IDENTITY": "Check that air is near -1000",
     "PADDING_MASKED": "Nothing; padding has the lowest real value now",
-    "PHI_NOT_COPIED": "De-identify the source before it is shared; what medgan makes does not have it",
+    "PHI_NOT_COPIED": "De-identify the source before it or a copy of it is shared; what medgan makes does not have it",
     "PIX_COLOUR": "Check that the picture was grey; colours were equal",
     "PIX_CONSTANT": "Remove the image, or fetch it again: nothing can be learned from it",
     "PIX_PRECISION_LOSS": "Scale the values where their last digits matter",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from medgan.imaging.rules import Rules
 from medgan.storage import PARTIAL, claimed, is_unused, locked, os_errors_refused, remove_partial, write_text
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.reading import asked_rules
+from medgan.verbs.stopping import stoppable
 
 if TYPE_CHECKING:
     from medgan.learning.checkpoints import Run
@@ -345,40 +344,6 @@ def short_name(dataset: Dataset) -> str:
     """A data set's name for files: its folder's, or its file's without the ending."""
     root = dataset.root
     return root.name if root.is_dir() else root.name.split(".")[0]
-
-
-@contextlib.contextmanager
-def stoppable(at_once: str) -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C wait for the end of a step: a state saved in the middle of one would not go on as it was.
-
-    So does SIGTERM, by which schedulers ask for an end. A signal that is ignored, as under `nohup`, stays so.
-
-    Args:
-        at_once: What is said when a second Ctrl-C does not wait; what the last report saved is kept then.
-
-    Yields:
-        Whether a stop was asked for.
-    """
-    asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) not in (signal.SIG_IGN, None)]
-    before = {each: signal.signal(each, ask) for each in heard}
-    try:
-        yield lambda: asked
-    except KeyboardInterrupt:
-        raise Interrupted(at_once) from None
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _phantoms(folder: Path, modality: str, config: Config, progress: Report) -> Dataset:

@@ -24,7 +24,8 @@ from medgan.verbs.plans import refuse_inside, refuse_other_content, same_plan
 from medgan.verbs.pool import in_parallel
 from medgan.verbs.progress import Progress, Report, silent
 from medgan.verbs.reading import asked_rules
-from medgan.verbs.upsample import UpsampleReport, check_options, upsample
+from medgan.verbs.upsample import check_options, upsample
+from medgan.verbs.upsample_report import UpsampleReport
 
 #: What an output folder was asked to be; it makes a killed call go on and a different one be refused.
 PLAN = "medgan-upsample.json"
