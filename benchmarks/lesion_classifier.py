@@ -61,7 +61,7 @@ STUDIES = {
     "glioma-4": Study("glioma", "glioma-other", "--test-patients 0 --seeds 16", GLIOMA_MM),
     "ms": Study("ms", None, "--train-patients 1 --steps 2000"),
     "phantoms-4": Study("phantoms", "phantoms-test", "--modality ct --test-patients 0 "
-                        f"--set data.organs={json.dumps(ORGANS)}"),
+                        f"--set data.organs={json.dumps(ORGANS, separators=(',', ':'))}"),
 }
 
 
