@@ -97,8 +97,10 @@ def test_other_errors_are_no_lack_of_memory() -> None:
     with pytest.raises(ValueError, match="can't allocate"):
         list(loop.train(state, make.Numbers(), config))
     assert not accumulation.out_of_memory(RuntimeError("shape mismatch"))
+    assert not accumulation.out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     assert not accumulation.out_of_memory(OSError(12, "Cannot allocate memory"))
-    for told in ("std::bad_alloc", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "CUDA out of memory. Tried"):
+    for told in ("std::bad_alloc", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "CUDA out of memory. Tried",
+                 "could not create a primitive"):
         assert accumulation.out_of_memory(RuntimeError(told))
 
 

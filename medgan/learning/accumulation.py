@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ LESS = "Go on with the run on a machine with more memory, or start one with a sm
 #: libraries.
 SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "bad allocation",
            "cannot allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+#: All that torch lets through of oneDNN's lack of memory for a convolution's scratch space; a primitive's descriptor is
+#: refused for other reasons.
+ONEDNN = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -45,7 +49,8 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     told = str(error).lower()
-    return isinstance(error, RuntimeError) and any(saying.lower() in told for saying in SAYINGS)
+    return isinstance(error, RuntimeError) and (
+        any(saying.lower() in told for saying in SAYINGS) or ONEDNN.search(told) is not None)
 
 
 @contextlib.contextmanager
