@@ -17,6 +17,7 @@ from medgan.lesions.density import PlaceDensity, seen
 from medgan.lesions.library import Library, build_library, main_label
 from medgan.lesions.placement import Ground
 from medgan.lesions.scans import Scan, mask_values, open_scan
+from medgan.lesions.shapes import without_specks
 
 #: Everything that is off by default, on.
 ALL_ON = {"augment.density": 0.5, "augment.made_shapes": 0.5}
@@ -50,6 +51,7 @@ def test_over_many_draws_no_voxel_lies_outside_tissue_or_on_a_lesion(
             if site is None:
                 continue
             placed += 1
+            np.testing.assert_array_equal(without_specks(site.labels), site.labels, "specks")
             changes = site.weight > 0
             assert not (changes & ~tissue[site.box]).any() and (changes[site.labels > 0]).all()
             assert not (changes & taken[site.box]).any(), "the rim of one lesion on another"
@@ -214,3 +216,22 @@ def test_lesions_made_online_keep_the_organs(mr_set: Path, tmp_path: Path) -> No
             np.testing.assert_array_equal(after == 0, before == 0)
             lesion = (after > 0) & (after != organ)
             assert (after[(before == organ) & ~lesion] == organ).all()
+
+
+def test_specks_are_cut_off_a_lesion_and_its_own_parts_stay() -> None:
+    labels = np.zeros((20, 20, 4), np.uint8)
+    labels[2:8, 2:8, 1:3] = 1  # The lesion, with another label in its middle.
+    labels[4:6, 4:6, 1:3] = 2
+    labels[12:14, 12:14, 1:3] = 1  # A part as large as real ones that are learned from: SMALLEST_VOXELS.
+    whole = labels.copy()
+    labels[17, 17, 1] = labels[10:12, 3, 3] = 1  # Specks.
+    np.testing.assert_array_equal(without_specks(labels), whole)
+
+
+def test_a_lesion_of_few_voxels_keeps_its_largest_part() -> None:
+    labels = np.zeros((9, 9, 1), np.uint8)
+    labels[1:3, 1:3, 0] = 1
+    alone = labels.copy()
+    labels[6, 6, 0] = 1
+    np.testing.assert_array_equal(without_specks(labels), alone)
+    assert not without_specks(np.zeros((3, 3, 3), np.uint8)).any()

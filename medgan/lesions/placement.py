@@ -20,6 +20,7 @@ from medgan.lesions.shapes import (
     equivalent_diameter,
     soft_mask,
     tissue_sigma,
+    without_specks,
 )
 
 #: At least this share of a lesion must find tissue at its place; the rest is cut off.
@@ -210,6 +211,7 @@ class Ground:
         index = [np.arange(a, b) - c + f for a, b, c, f in zip(start, stop, corner, low - pad, strict=True)]
         labels = self._moved_labels(shape, index)
         labels[~ground[box]] = 0
+        labels = without_specks(labels)
         if (labels > 0).sum() < INSIDE * whole.sum() or (self.taken[box] & (labels > 0)).any():
             return None
         clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, shape.labels.shape, strict=True)]

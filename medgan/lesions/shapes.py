@@ -66,6 +66,19 @@ class Lesion:
         return {int(v) for v in np.unique(self.labels)} - {0}
 
 
+def without_specks(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A lesion's labels without what bending or an edge of tissue cut off it in fewer than `SMALLEST_VOXELS` voxels.
+
+    The largest part stays, however small it is.
+    """
+    parts, count = ndimage.label(labels > 0, ndimage.generate_binary_structure(labels.ndim, labels.ndim))
+    if count < 2:
+        return labels
+    sizes = np.bincount(parts.ravel())[1:]
+    kept = sizes >= min(SMALLEST_VOXELS, sizes.max())
+    return np.where(np.concatenate([[False], kept])[parts], labels, 0).astype(np.uint8)
+
+
 def equivalent_diameter(voxels: int, spacing_mm: NDArray[np.float64], planar: bool) -> float:
     """Diameter in mm of the ball (disc when `planar`) with the volume (area) of so many voxels."""
     if planar:
