@@ -158,6 +158,24 @@ def _as_file(mask: np.ndarray, scan: Scan) -> np.ndarray:
     return back.array[0] > 0
 
 
+@pytest.mark.parametrize("edge", [1, 2, 3, 8])
+def test_a_procedural_lesion_has_the_contrast_of_real_ones_however_small_it_is(
+        scans: list[Scan], library: Library, config: Config, edge: int) -> None:
+    index, known = next(iter(library.statistics.items()))
+    contrast = np.full_like(known.contrast, -0.2)
+    known = replace(known, contrast=contrast, contrast_deviation=0 * contrast, texture=0 * contrast)
+    labels = np.zeros((20, 20, 12), np.uint8)
+    labels[6 : 6 + edge, 6 : 6 + edge, 2 : 2 + edge] = index
+    site = _ground(scans[0], library).site(library.lesions[0], np.random.default_rng(0))
+    assert site is not None
+    box = tuple(slice(s.start, s.start + n) for s, n in zip(site.box, labels.shape, strict=True))
+    values = scans[0].image[:, *box]
+    assert values.shape[1:] == labels.shape
+    site = replace(site, box=box, labels=labels, weight=(labels > 0).astype(np.float32), values=values)
+    drawn = Procedural(replace(library, statistics={index: known})).draw(scans[0], site, 1)
+    np.testing.assert_allclose(drawn[:, labels > 0].mean(axis=1) - surroundings(scans[0], site), contrast, rtol=1e-3)
+
+
 def test_the_same_seed_gives_the_same_case_and_another_seed_another(scans: list[Scan], library: Library,
                                                                     config: Config) -> None:
     made = [compose(_ground(scans[0], library), Procedural(library), config.augment, seed) for seed in (1, 1, 2)]

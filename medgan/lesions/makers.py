@@ -61,14 +61,17 @@ class Procedural:
             contrast = known.contrast + known.contrast_deviation * rng.standard_normal(len(base))
             noise = ndimage.gaussian_filter(rng.standard_normal(site.values.shape), (0, *sigma))
             noise *= (known.texture / np.maximum(noise.std(axis=(1, 2, 3)), 1e-6))[:, None, None, None]
-            share = ndimage.gaussian_filter((site.labels == index).astype(np.float32), np.array(sigma) * 0.6)
+            inside = site.labels == index
+            share = ndimage.gaussian_filter(inside.astype(np.float32), np.array(sigma) * 0.6)
+            # Softening must not take from a small lesion the contrast that real ones have.
+            share /= share[inside].mean()
             drawn += share * (contrast[:, None, None, None] + noise).astype(np.float32)
         return drawn
 
 
 def surroundings(scan: Scan, site: Site) -> NDArray[np.float64]:
-    """(C,) mean network value of the rim that the lesion is blended into."""
+    """(C,) median network value of the rim that it is blended into: near a border, that of its own organ."""
     image = scan.image[(slice(None), *site.box)]
     rim = (site.weight > 0) & (site.labels == 0)
     where = rim if rim.any() else site.weight > 0
-    return np.asarray(image[:, where].mean(axis=1), np.float64)
+    return np.asarray(np.median(image[:, where], axis=1), np.float64)

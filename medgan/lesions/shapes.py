@@ -34,7 +34,7 @@ class Lesion:
         spacing_mm: (3,).
         corner: (3,) voxel of the case at which `labels` begins.
         centre: (3,) voxel position of its centroid in the case.
-        surroundings: (C,) mean network value of the tissue around it.
+        surroundings: (C,) median network value of the tissue around it.
         band: Range of the tissue around it: central half of the smoothed network values of channel 0.
         planar: Whether it comes from a 2D image.
     """
@@ -107,7 +107,7 @@ def find_lesions(scan: Scan) -> list[Lesion]:
         corner = np.array([s.start for s in box])
         centre = np.array(ndimage.center_of_mass(own)) + corner
         found.append(Lesion(scan.case.id, scan.case.patient, image, np.where(own, scan.labels[box], 0).astype(np.uint8),
-                            scan.spacing_mm, corner, centre, around.mean(axis=1),
+                            scan.spacing_mm, corner, centre, np.median(around, axis=1),
                             (float(low), float(high)), scan.planar))
     return sorted(found, key=lambda lesion: -int((lesion.labels > 0).sum()))
 

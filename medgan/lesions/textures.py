@@ -1,6 +1,6 @@
 """Texture clusters: groups of lesions whose histograms, relative to their surroundings, are alike.
 
-A lesion is described by the quantiles of its values over the mean of the tissue around it, so that k-means on the
+A lesion is described by the quantiles of its values over the median of the tissue around it, so that k-means on the
 descriptions groups by the transport distance between histograms.
 """
 
@@ -25,7 +25,7 @@ NEIGHBOURS = 16
 
 
 def describe(values: NDArray[np.floating[Any]], surroundings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Quantiles (C x 10,) of a lesion's network values (C, n) over the mean (C,) of the tissue around it."""
+    """Quantiles (C x 10,) of a lesion's network values (C, n) over the median (C,) of the tissue around it."""
     over = values - surroundings[:, None]
     return np.quantile(over, QUANTILES, axis=1).T.ravel().astype(np.float32)
 

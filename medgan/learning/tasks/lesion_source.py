@@ -63,11 +63,11 @@ class Crop:
         return equivalent_diameter(int((self.labels > 0).sum()), np.full(3, self.spacing_mm), self.labels.ndim == 2)
 
     def over_surroundings(self) -> NDArray[np.float32]:
-        """(C, ...) values over the mean of the tissue around the lesion."""
+        """(C, ...) values over the median of the tissue around the lesion."""
         near = ndimage.binary_dilation(self.labels > 0, iterations=SHELL) & (self.labels == 0) & ~self.others
         shell = next((s for s in (near & self.tissue, near, self.labels == 0) if s.any()), self.labels >= 0)
-        mean = self.image[:, shell].mean(axis=1)
-        return np.asarray(self.image - mean.reshape(-1, *[1] * self.labels.ndim), np.float32)
+        around = np.median(self.image[:, shell], axis=1)
+        return np.asarray(self.image - around.reshape(-1, *[1] * self.labels.ndim), np.float32)
 
 
 class LesionSource:
