@@ -176,6 +176,16 @@ def test_a_procedural_lesion_has_the_contrast_of_real_ones_however_small_it_is(
     np.testing.assert_allclose(drawn[:, labels > 0].mean(axis=1) - surroundings(scans[0], site), contrast, rtol=1e-3)
 
 
+def test_another_organ_nearby_does_not_move_what_a_lesion_is_compared_with(scans: list[Scan], library: Library) -> None:
+    site = _ground(scans[0], library).site(library.lesions[0], np.random.default_rng(0))
+    assert site is not None
+    image = np.full_like(scans[0].image, 0.25)
+    rim = np.argwhere((site.weight > 0) & (site.labels == 0)) + [s.start for s in site.box]
+    other = rim[np.argsort(rim[:, 0], kind="stable")[: 2 * len(rim) // 5]]  # One side, two fifths of the rim, is air.
+    image[:, *other.T] = -1
+    np.testing.assert_allclose(surroundings(replace(scans[0], image=image), site), 0.25)
+
+
 def test_the_same_seed_gives_the_same_case_and_another_seed_another(scans: list[Scan], library: Library,
                                                                     config: Config) -> None:
     made = [compose(_ground(scans[0], library), Procedural(library), config.augment, seed) for seed in (1, 1, 2)]
