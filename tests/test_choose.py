@@ -19,6 +19,7 @@ from medgan.config import Config
 from medgan.datasets.cases import Case, Dataset
 from medgan.datasets.coarse import EDGE, coarse
 from medgan.datasets.layouts import open_dataset
+from medgan.datasets.splits import patient_key
 from medgan.errors import Interrupted, Refused
 from medgan.metrics import trials
 from medgan.verbs import choose
@@ -194,14 +195,31 @@ def test_the_figures_are_written_and_a_stopped_choice_ends_with_the_same_bytes(
         assert refused.value.code == "OUT_EXISTS"
 
 
-def test_a_choice_of_none_trains_no_generator_and_says_so(three: Path, tmp_path: Path, planted: type[Planted],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_lesions_are_tried_with_a_generator_of_each_folds_own_patients(
+        three: Path, tmp_path: Path, planted: type[Planted], tiny: dict[str, object]) -> None:
+    config = Config.resolve("mr", "lesion", settings=tiny)
+    choice = choose.choose(_work(three, tmp_path, method="gan", config=config))
+    assert choice.method == "gan"
+    seen = {}
+    for fold in sorted(tmp_path.glob("fold-*")):
+        run = medgan.load(fold / "run")
+        assert run.finished and run.config.training.images == config.training.images * choose.SHORT["lesion"]
+        seen[fold.name] = {case.patient for case in open_dataset(fold / "training").cases}
+        records = [json.loads(path.read_text()) for path in fold.glob("**/*.provenance.json")]
+        assert records and {record["method"] for record in records} == {"gan"}
+    held_out = {training: held for training, held, _ in planted.seen}
+    assert len(seen) == 3 and {len(patients) for patients in seen.values()} == {2}
+    assert all(any(not patients & held for held in held_out.values()) for patients in seen.values())
+
+
+def test_a_choice_of_none_trains_no_generator_of_all_and_says_so(
+        three: Path, tmp_path: Path, planted: type[Planted], tiny: dict[str, object],
+        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     planted.slope = -0.1
-    made = medgan.augment(three, factor="auto", modality="mr", out=tmp_path / "out")
+    made = medgan.augment(three, factor="auto", modality="mr", out=tmp_path / "out", settings=tiny)
     assert made.factor == 1 and made.run is None and not made.synthetic and not Path("runs").exists()
-    assert made.choice is not None and made.choice.method == choose.STAND_IN
-    assert "stood in for gan" in made.choice.why and "no synthetic cases" in made.choice.why
+    assert made.choice is not None and made.choice.method == "gan" and "no synthetic cases" in made.choice.why
     rows = list(csv.DictReader((tmp_path / "out" / "augmentation.csv").read_text().splitlines()))
     assert {row["origin"] for row in rows} == {"real"} and len(rows) == 3
 
@@ -245,7 +263,10 @@ def test_large_volumes_are_tried_on_a_coarser_grid(tmp_path: Path) -> None:
     assert marked is not None and found.shape == after.shape and found.array.any()
     share = [float((mask.array > 0).mean()) for mask in (marked, found)]
     assert share[1] == pytest.approx(share[0], rel=0.1)
-    assert [case.id for case in small.cases] == [case.id for case in large.cases]
+    # A case is called as its files are, as in any nnU-Net folder; whose it is stays.
+    assert [case.id for case in open_dataset(small.root).cases] == [case.id for case in small.cases]
+    assert [patient_key(case) for case in small.cases] == [patient_key(case) for case in large.cases]
+    assert open_dataset(small.root).labels == {0: "background"} | large.labels
 
 
 def test_the_segmenter_that_decides_reads_lesions_and_scores_each_patient(

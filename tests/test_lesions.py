@@ -16,7 +16,7 @@ from medgan.lesions.compose import Made, compose
 from medgan.lesions.crops import Grid, encode, working_spacing
 from medgan.lesions.gates import judge
 from medgan.lesions.library import Library, build_library, main_label
-from medgan.lesions.makers import Maker, Paste, Procedural, surroundings
+from medgan.lesions.makers import Maker, Paste, Procedural, levelled, surroundings
 from medgan.lesions.placement import Ground
 from medgan.lesions.scans import Scan, open_scan
 from medgan.lesions.shapes import deform, equivalent_diameter, find_lesions, signed_distance, soft_mask
@@ -174,6 +174,21 @@ def test_a_procedural_lesion_has_the_contrast_of_real_ones_however_small_it_is(
     site = replace(site, box=box, labels=labels, weight=(labels > 0).astype(np.float32), values=values)
     drawn = Procedural(replace(library, statistics={index: known})).draw(scans[0], site, 1)
     np.testing.assert_allclose(drawn[:, labels > 0].mean(axis=1) - surroundings(scans[0], site), contrast, rtol=1e-3)
+
+
+def test_a_faint_drawing_gets_the_contrast_of_its_donor(scans: list[Scan], library: Library) -> None:
+    rng = np.random.default_rng(0)
+    site = _ground(scans[0], library).site(library.lesions[0], rng)
+    assert site is not None
+    lesion, base = site.labels > 0, surroundings(scans[0], site)
+    faint = base[:, None, None, None] + 0.01 * rng.standard_normal(site.values.shape).astype(np.float32)
+    drawn = levelled(faint.astype(np.float32), scans[0], site)
+    for index in np.unique(site.labels[lesion]):
+        inside = site.labels == index
+        np.testing.assert_allclose(drawn[:, inside].mean(axis=1) - base,
+                                   site.values[:, inside].mean(axis=1) - site.donor.surroundings, atol=1e-4)
+    striking = base[:, None, None, None] + 4 * (site.values - site.donor.surroundings[:, None, None, None])
+    np.testing.assert_array_equal(levelled(striking.astype(np.float32), scans[0], site), striking.astype(np.float32))
 
 
 def test_another_organ_nearby_does_not_move_what_a_lesion_is_compared_with(scans: list[Scan], library: Library) -> None:

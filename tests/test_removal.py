@@ -72,6 +72,44 @@ def test_a_mirrored_scan_gets_its_other_half(scans: list[Scan]) -> None:
     assert wrong.mean() < 0.25 * np.abs(scan.image[0][mask] - scan.image[0][mask].mean()).mean()
 
 
+def test_a_lesion_across_the_midline_leaves_no_bright_tissue(scans: list[Scan]) -> None:
+    """No mirrored place can lend what lies in the middle, and the lesion's glow reaches beyond its mask."""
+    shape = (48, 48, 16)
+    rng = np.random.default_rng(1)
+    x, y, _ = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij")
+    brain = x**2 + y**2 < 21**2
+    from_middle = np.sqrt(x**2 + (y - 4)**2)
+    tissue = 0.05 * ndimage.gaussian_filter(rng.standard_normal(shape), 1)
+    image = np.where(brain, tissue + 0.9 * np.clip((17 - from_middle) / 4, 0, 1), -1).astype(np.float32)
+    volume = replace(scans[0].volume, array=np.where(brain, 100 + 50 * image, 0)[None].astype(np.float32))
+    scan = replace(scans[0], volume=volume, image=image[None], labels=(from_middle < 14).astype(np.uint8),
+                   spacing_mm=np.ones(3))
+    emptied, _ = without_lesions(scan, Tissue(), seed=1)
+    lesion, level = scan.labels > 0, float(tissue[brain].mean())
+    over = emptied.image[0][lesion] - level
+    assert float(over.mean()) < 0.1 and float(image[lesion].mean()) - level > 0.6
+
+
+def test_air_beside_the_tissue_stays_air(scans: list[Scan]) -> None:
+    scan = scans[0]
+    inside = scan.tissue()
+    edge = inside & ~ndimage.binary_erosion(inside, iterations=3)
+    at = np.argwhere(edge)[int(edge.sum()) // 2]
+    labels = np.zeros_like(scan.labels)
+    labels[tuple(slice(max(0, i - 3), i + 4) for i in at)] = 1
+    scan = replace(scan, labels=np.where(inside, labels, 0).astype(np.uint8))
+    emptied, changed = without_lesions(scan, Tissue(), seed=1)
+    assert changed[scan.labels > 0].all() and not changed[~scan.tissue()].any()
+    assert np.array_equal(emptied.image[:, ~scan.tissue()], scan.image[:, ~scan.tissue()])
+
+
+def test_nothing_becomes_darker_than_air(scans: list[Scan]) -> None:
+    scan = scans[0]
+    everywhere = np.ones(scan.labels.shape, bool)
+    changed = scan.with_change(scan.image - 1, everywhere)
+    assert changed.array.min() == scan.volume.array.min() and (changed.array < scan.volume.array).any()
+
+
 def test_the_same_seed_gives_the_same_tissue(scans: list[Scan]) -> None:
     once, again = (without_lesions(scans[0], Tissue(), seed=3)[0].image for _ in range(2))
     assert np.array_equal(once, again)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medgan.datasets.cases import Case, Dataset
+from medgan.datasets.cases import Dataset
 from medgan.datasets.paths import safe_name
+from medgan.datasets.splits import patient_key
 from medgan.imaging import files
 from medgan.imaging.geometry import reorient, resample
 from medgan.imaging.volume import Volume
@@ -24,7 +25,8 @@ WORTH = 1.25
 def coarse(dataset: Dataset, out: Path) -> Dataset:
     """The data set with its 3D volumes on grids of about `EDGE` voxels in the plane; 2D images stay as they are.
 
-    No axis becomes finer. Axes that are coarse already, such as thick slices, are left alone.
+    No axis becomes finer. Axes that are coarse already, such as thick slices, are left alone. Cases are called by their
+    number and id, as their files are; patients stay.
 
     Args:
         dataset: Any layout.
@@ -50,15 +52,12 @@ def coarse(dataset: Dataset, out: Path) -> Dataset:
         if mask is not None:
             there = out / "labelsTr" / f"{name}.nii"
             files.write(_resampled(mask, spacing, order=0), there)
-        cases.append(replace(case, images=tuple(paths), mask=there))
+        cases.append(replace(case, id=name, patient=patient_key(case), images=tuple(paths), mask=there))
     described = {"name": dataset.name, "modality": modality or "", "file_ending": ".nii",
-                 "channel_names": {str(n): channel for n, channel in enumerate(dataset.channels)}}
+                 "channel_names": {str(n): channel for n, channel in enumerate(dataset.channels)},
+                 "labels": {"background": 0} | {name: value for value, name in dataset.labels.items() if value}}
     write_json(out / "dataset.json", described)
-    return replace(dataset, root=out, layout="nnunet", cases=_sorted(cases), info=described)
-
-
-def _sorted(cases: Sequence[Case]) -> tuple[Case, ...]:
-    return tuple(sorted(cases, key=lambda case: case.id))
+    return replace(dataset, root=out, layout="nnunet", cases=tuple(cases), info=described)
 
 
 def _spacing(volume: Volume) -> list[float]:

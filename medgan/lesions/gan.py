@@ -15,6 +15,7 @@ from medgan.learning.loop import pick_device
 from medgan.learning.networks import LesionGenerator
 from medgan.learning.tasks.lesion import paint
 from medgan.lesions.crops import Grid, encode
+from medgan.lesions.makers import levelled
 from medgan.lesions.placement import Site
 from medgan.lesions.scans import Scan
 from medgan.lesions.textures import Textures
@@ -65,8 +66,13 @@ class Gan:
     def draw(self, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
         """The generator's drawing at the working spacing, brought to the scan's grid as a change of its values.
 
-        The change, not the drawing, is interpolated, so that the scan keeps its own finer detail.
+        The change, not the drawing, is interpolated, so that the scan keeps its own finer detail. Where the texture is
+        that of a donor, so is the contrast.
         """
+        drawn = self._drawn(scan, site, seed)
+        return levelled(drawn, scan, site) if self.cluster == "donor" else drawn
+
+    def _drawn(self, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
         before = scan.image[(slice(None), *site.box)]
         if self.config.data.dims == 3:
             step = site.spacing_mm / scan.spacing_mm

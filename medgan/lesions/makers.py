@@ -14,6 +14,8 @@ from medgan.lesions.scans import Scan
 
 #: Correlation length of procedural texture, in voxels.
 TEXTURE_VOXELS = 1.2
+#: Borders between labels, and of made-up lesions, are softened over so many voxels.
+SOFT_VOXELS = 0.72
 
 
 class Maker(Protocol):
@@ -62,11 +64,32 @@ class Procedural:
             noise = ndimage.gaussian_filter(rng.standard_normal(site.values.shape), (0, *sigma))
             noise *= (known.texture / np.maximum(noise.std(axis=(1, 2, 3)), 1e-6))[:, None, None, None]
             inside = site.labels == index
-            share = ndimage.gaussian_filter(inside.astype(np.float32), np.array(sigma) * 0.6)
-            # Softening must not take from a small lesion the contrast that real ones have.
-            share /= share[inside].mean()
+            share = softened(inside, site)
             drawn += share * (contrast[:, None, None, None] + noise).astype(np.float32)
         return drawn
+
+
+def softened(inside: NDArray[np.bool_], site: Site) -> NDArray[np.float32]:
+    """(x, y, z) a part of a lesion with a soft border, 1 in its mean over the part: a small one loses no contrast."""
+    sigma = SOFT_VOXELS * np.array([1, 1, 0 if site.planar else 1])
+    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    return np.asarray(share / share[inside].mean(), np.float32)
+
+
+def levelled(drawn: NDArray[np.float32], scan: Scan, site: Site) -> NDArray[np.float32]:
+    """(C, x, y, z) a drawn lesion whose labels have, in the mean, at least the donor's contrast to the tissue around.
+
+    A generator draws towards the mean: the longer it is trained, the fainter its lesions are beside their donors. What
+    stands out more than the donor is left: moving a small donor takes contrast from it (docs/does-it-help.md).
+    """
+    base, donor = surroundings(scan, site), site.donor.surroundings
+    level = drawn.astype(np.float32)
+    for index in np.unique(site.labels[site.labels > 0]):
+        inside = site.labels == index
+        wanted, have = site.values[:, inside].mean(axis=1) - donor, drawn[:, inside].mean(axis=1) - base
+        lacking = np.where(np.abs(wanted) > np.abs(have), wanted - have, 0)
+        level += softened(inside, site) * lacking[:, None, None, None].astype(np.float32)
+    return level
 
 
 def surroundings(scan: Scan, site: Site) -> NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,8 +23,15 @@ MARGIN_MM = 3.0
 MIRROR_STEP_MM = 4.0
 #: And from so many places at random.
 SHIFTED = 24
+#: What the best donor lacks gets the median of so many others; what they all lack is smooth.
+DONORS = 8
+#: Over about so many voxels that median goes over into what is beside it.
+FADING_VOXELS = 2.0
 #: What it costs an offer, in network values, to have none of the void's voxels.
 MISSING_COST = 1.0
+
+#: Values for a void's box, (C, x, y, z), and (x, y, z) bool: which of them are tissue.
+Lent = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +122,20 @@ def fill_all(scan: Scan, unwanted: NDArray[np.bool_], filler: Filler, seed: int,
 def without_lesions(scan: Scan, filler: Filler, seed: int) -> tuple[Scan, NDArray[np.bool_]]:
     """The scan as it might be without its lesions, and (X, Y, Z) where it may differ.
 
-    A little more than the mask is filled: what lies just outside it is often still brighter or darker than tissue.
+    A little more than the mask is filled, and none of it is lent to other places: what lies just outside a mask is
+    often still brighter or darker than tissue.
     """
     margin = np.maximum(1, np.round(MARGIN_MM / scan.spacing_mm)).astype(int)
     if scan.planar:
         margin[2] = 0
     reach = np.stack(np.meshgrid(*[np.arange(-m, m + 1) / max(m, 1) for m in margin], indexing="ij"))
     ball = (reach**2).sum(axis=0) <= 1
-    unwanted = ndimage.binary_dilation(scan.labels > 0, ball) & scan.tissue()
-    image, changed = fill_all(scan, unwanted | (scan.labels > 0), filler, seed)
-    return replace(scan, image=image, labels=np.zeros_like(scan.labels)), changed
+    lesions = scan.labels > 0
+    unwanted = lesions | (ndimage.binary_dilation(lesions, ball) & scan.tissue())
+    image, changed = fill_all(replace(scan, labels=unwanted.astype(np.uint8)), unwanted, filler, seed)
+    # Air beside the body stays as it is; at an organ's border the change fades out, or it would be a step.
+    changed &= scan.body() | lesions
+    return replace(scan, image=np.where(changed, image, scan.image), labels=np.zeros_like(scan.labels)), changed
 
 
 class Tissue:
@@ -131,29 +143,36 @@ class Tissue:
 
     The difference between the borrowed tissue and the scan around the void is spread smoothly into the void, as in
     Poisson image editing (Perez et al. 2003) but by averaging over ever coarser grids, which takes a fraction of the
-    time: brightness follows the surroundings, texture the donor.
+    time: brightness follows the surroundings, texture the donor. What one donor lacks, as where a lesion crosses the
+    midline, the next one fills.
     """
 
     name = "tissue"
 
     def fill(self, scan: Scan, image: NDArray[np.float32], void: Void, seed: int) -> NDArray[np.float32]:
         """The tissue whose surroundings fit best of the mirrored places and `SHIFTED` others, fitted in."""
-        from medgan.learning.tasks.lesion import smooth_fill
-
+        rng = np.random.default_rng([seed, 19])
         allowed = scan.tissue() & (scan.labels == 0)
-        best = min(self._offers(scan, void, allowed, np.random.default_rng([seed, 19])),
-                   key=lambda offer: self._misfit(image, void, offer, allowed))
-        there = best.positions(void.box, image.shape[1:])
-        donor, usable = image[:, there[0], there[1], there[2]], allowed[there]
-        here = image[(slice(None), *void.box)]
         known = allowed[void.box] & ~void.avoid
         if not known.any():
             known = ~void.avoid
-        with torch.no_grad():
-            # What the donor lacks is filled in it first, then its difference from the scan is spread into the void.
-            borrowed = smooth_fill(torch.from_numpy(donor)[None], _tensor(~usable))
-            difference = smooth_fill(torch.from_numpy(here)[None] - borrowed, _tensor(~known | ~usable))
-            return np.asarray((borrowed + difference)[0].numpy(), np.float32)
+        here = image[(slice(None), *void.box)]
+
+        def lent(to: NDArray[np.bool_], most: int) -> list[Lent]:
+            """The best of what is offered for some voxels, the best first."""
+            def misfit(offer: _Offer) -> float:
+                return self._misfit(here, known, to, *offer.lend(image, void.box, allowed))
+
+            best = sorted(self._offers(scan, void, allowed, rng), key=misfit)
+            return [offer.lend(image, void.box, allowed) for offer in best[:most]]
+
+        donor, usable = lent(void.hard, 1)[0]
+        here = _fitted(here, known, donor, usable)
+        left = void.hard & ~usable
+        if not left.any():
+            return here
+        known = known | (void.hard & usable)
+        return _faded(here, known, left, lent(left, DONORS))
 
     @staticmethod
     def _offers(scan: Scan, void: Void, allowed: NDArray[np.bool_], rng: np.random.Generator) -> list[_Offer]:
@@ -162,6 +181,7 @@ class Tissue:
         flat = 0 if scan.planar else 1
         offers = [_Offer(middle, np.round(np.array([x, y, z * flat]) * MIRROR_STEP_MM / scan.spacing_mm).astype(int))
                   for x in (-1, 0, 1) for y in (-1, 0, 1) for z in ((-1, 0, 1) if flat else (0,))]
+        # The box's, not the void's: a small one would be offered little but its own place, a voxel or two aside.
         extent = np.array([s.stop - s.start for s in void.box]) * scan.spacing_mm
         for _ in range(SHIFTED):
             way = rng.standard_normal(3) * (1, 1, 0.5 * flat)
@@ -170,16 +190,42 @@ class Tissue:
         return offers
 
     @staticmethod
-    def _misfit(image: NDArray[np.float32], void: Void, offer: _Offer, allowed: NDArray[np.bool_]) -> float:
-        """How badly the offer's surroundings fit, and how much of the void it cannot fill."""
-        there = offer.positions(void.box, image.shape[1:])
-        usable = allowed[there]
-        missing = 1 - float(usable[void.hard].mean())
-        ring = usable & allowed[void.box] & ~void.avoid
+    def _misfit(here: NDArray[np.float32], known: NDArray[np.bool_], to: NDArray[np.bool_], donor: NDArray[np.float32],
+                usable: NDArray[np.bool_]) -> float:
+        """How badly an offer fits what is known, and how much of what it is for it cannot fill."""
+        missing = 1 - float(usable[to].mean())
+        ring = usable & known
         if not ring.any():
             return missing * MISSING_COST + MISSING_COST
-        difference = image[:, there[0], there[1], there[2]][:, ring] - image[(slice(None), *void.box)][:, ring]
-        return float(np.abs(difference).mean()) + MISSING_COST * missing
+        return float(np.abs(donor[:, ring] - here[:, ring]).mean()) + MISSING_COST * missing
+
+
+def _fitted(here: NDArray[np.float32], known: NDArray[np.bool_], donor: NDArray[np.float32], usable: NDArray[np.bool_]
+            ) -> NDArray[np.float32]:
+    """`here` where known; elsewhere the donor plus their difference, spread smoothly from where both are known."""
+    from medgan.learning.tasks.lesion import smooth_fill
+
+    with torch.no_grad():
+        # What the donor lacks is filled in it first.
+        borrowed = smooth_fill(torch.from_numpy(donor)[None], _tensor(~usable))
+        difference = smooth_fill(torch.from_numpy(here)[None] - borrowed, _tensor(~known | ~usable))
+        return np.where(known, here, (borrowed + difference)[0].numpy())
+
+
+def _faded(here: NDArray[np.float32], known: NDArray[np.bool_], left: NDArray[np.bool_], offers: Sequence[Lent]
+           ) -> NDArray[np.float32]:
+    """`here` with what is left filled by the offers' median, which near what is known goes over into that.
+
+    Donors fit worse here, and a difference that is spread from a bad fit would fill all of it with light or dark.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
+        middle = np.nanmedian([np.where(usable, donor, np.nan) for donor, usable in offers], axis=0)
+    lacking = np.isnan(middle[0])
+    fitted = _fitted(here, known, np.nan_to_num(middle), ~lacking)
+    share = np.exp(-ndimage.distance_transform_edt(~known) / FADING_VOXELS)
+    filled = np.where(lacking, fitted, share * fitted + (1 - share) * middle)
+    return np.where(left, filled, here).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,12 +235,15 @@ class _Offer:
     mirror: float | None
     shift: NDArray[np.intp]
 
-    def positions(self, box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> tuple[NDArray[np.intp], ...]:
-        """An open mesh of voxel positions in the scan; those beyond it are its edge."""
+    def lend(self, image: NDArray[np.float32], box: tuple[slice, slice, slice], allowed: NDArray[np.bool_]) -> Lent:
+        """The image's values for a box, and which of them are tissue that may be lent."""
         index = [np.arange(s.start, s.stop) + d for s, d in zip(box, self.shift, strict=True)]
         if self.mirror is not None:
             index[0] = np.round(2 * self.mirror - index[0]).astype(int)
-        return np.ix_(*[np.clip(i, 0, n - 1) for i, n in zip(index, shape, strict=True)])
+        there = [np.clip(i, 0, n - 1) for i, n in zip(index, allowed.shape, strict=True)]
+        x, y, z = np.meshgrid(*[i == j for i, j in zip(index, there, strict=True)], sparse=True, indexing="ij")
+        at = np.ix_(*there)
+        return image[:, at[0], at[1], at[2]], allowed[at] & x & y & z
 
 
 def _tensor(mask: NDArray[np.bool_]) -> torch.Tensor:

@@ -57,13 +57,19 @@ class Scan:
         return self.volume.dims == 2
 
     def tissue(self) -> NDArray[np.bool_]:
-        """(X, Y, Z): inside the organs where they are known; else the body (CT), head or brain (MR), or picture."""
+        """(X, Y, Z): inside the organs where they are known, else the body."""
         return self._tissue
+
+    def body(self) -> NDArray[np.bool_]:
+        """(X, Y, Z): the body (CT), head or brain (MR), or picture, as values alone tell it."""
+        return self._body
 
     @functools.cached_property
     def _tissue(self) -> NDArray[np.bool_]:
-        if self.organs is not None:
-            return _eroded(self.organs > 0)
+        return self._body if self.organs is None else _eroded(self.organs > 0)
+
+    @functools.cached_property
+    def _body(self) -> NDArray[np.bool_]:
         first = self.volume.array[0].reshape(self.labels.shape)
         if self.volume.modality == "ct":
             return _largest_filled(first > AIR_HU)
@@ -91,6 +97,9 @@ class Scan:
     def with_change(self, image: NDArray[np.float32], changed: NDArray[np.bool_]) -> Volume:
         """The scan with other network values where `changed`; every other voxel keeps its bits.
 
+        Nothing becomes darker than the darkest voxel of its channel: below air there is nothing, and a reader that
+        scales by the range would be thrown off.
+
         Args:
             image: (C, X, Y, Z) network values.
             changed: (X, Y, Z).
@@ -102,7 +111,8 @@ class Scan:
             old, back = flat[channel][changed], values_map.inverse(was)
             # What the map had clipped stays where little changes, and goes where something else takes its place.
             clipped = (old - back) * np.clip(1 - np.abs(now - was) / REPLACED, 0, 1)
-            flat[channel][changed] = cast(values_map.inverse(now) + clipped, raw.dtype)
+            wanted = np.maximum(values_map.inverse(now) + clipped, flat[channel].min())
+            flat[channel][changed] = cast(wanted, raw.dtype)
         return self.volume.with_array(raw)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class Reader:
 def seen_tissue(scan: Scan) -> NDArray[np.bool_]:
     """(X, Y, Z) the scan's tissue, as its values alone tell it; all of it where they do not."""
     # Where organs are, masks say; a model that is to be tested must not be told by them.
-    tissue = replace(scan, organs=None).tissue()
+    tissue = scan.body()
     return tissue if tissue.any() else np.ones(tissue.shape, bool)
 
 

@@ -36,13 +36,9 @@ FOLDS = 4
 SEEDS = 2
 #: Fewer than this many scored units have no spread to hold a difference against.
 FEWEST = 2
-#: What decides for lesions that a generator draws. A generator takes an hour to learn to draw and, trained on all
-#: patients, would have seen those held out; a real lesion moved to the same place, with the same shape and mask, takes
-#: seconds. What it cannot tell is what drawn texture adds.
-STAND_IN = "paste"
-#: Class data sets have no stand-in: a generator is trained in each fold on this part of a run's images, so that four
-#: folds take as long as one run.
-SHORT = 0.25
+#: A generator is trained in each fold, on that fold's training patients alone, on this part of a run's images: with
+#: four folds that takes as long as one run for classes, and as two for lesions, which take longer to learn.
+SHORT = {"image": 0.25, "lesion": 0.5}
 #: The figures of the choice, beside the plan.
 CHOSEN = "medgan-factor.json"
 
@@ -77,7 +73,7 @@ class Choice:
 
     Args:
         factor: What was chosen; 1: no synthetic case.
-        method: How the synthetic cases of the trial were made; empty where there was none.
+        method: How the synthetic cases were made; empty where there was no trial.
         measure: What was measured, `Dice` or `AUROC`; empty where nothing was.
         unit: What was counted: `patients` or `folds`.
         figures: A row for each factor that was tried.
@@ -218,11 +214,10 @@ def choose(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
     small = coarse(work.dataset.only(tuple(cases)), work.out / "real")
     known = {case.id: trial.read(small, case) for case in small.cases}
     folds = leave_patients_out(small.cases, min(FOLDS, patients), seed=work.seed)
-    method = STAND_IN if work.method == "gan" and work.config.task == "lesion" else work.method
     rows: dict[float, list[list[float]]] = {factor: [] for factor in FACTORS}
     total, done = len(folds) * len(FACTORS) * SEEDS, 0
     for number, (training, held_out) in enumerate(folds, 1):
-        inner = replace(work, dataset=small.only(training), method=method, out=work.out / f"fold-{number}")
+        inner = replace(work, dataset=small.only(training), out=work.out / f"fold-{number}")
         real = [known[case.id] for case in training]
         if not trial.learnable(real):
             done += len(FACTORS) * SEEDS
@@ -245,7 +240,7 @@ def choose(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
     if scored.sum() < FEWEST:
         return _unmeasured(f"fewer than {FEWEST} of the {trial.unit} could be scored")
     figures, factor = pick({each: values[:, scored] for each, values in together.items()})
-    return Choice(factor, method, trial.measure, trial.unit, figures, _why(figures, factor, method, work.method))
+    return Choice(factor, work.method, trial.measure, trial.unit, figures, _why(figures, factor))
 
 
 def pick(scores: Scores) -> tuple[tuple[Figure, ...], float]:
@@ -282,19 +277,15 @@ def _by_seed(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(values.var(axis=0, ddof=1).mean() / values.size))
 
 
-def _why(figures: Sequence[Figure], factor: float, used: str, method: str) -> str:
+def _why(figures: Sequence[Figure], factor: float) -> str:
     best = min(figures, key=lambda row: row.behind)
     if factor == 1:
-        said = ("Factor 1 was chosen, no synthetic cases: in cross-validation over the training patients " +
+        return ("Factor 1 was chosen, no synthetic cases: in cross-validation over the training patients " +
                 ("none was better than the real cases alone." if best.factor == 1 else
                  f"the best, factor {best.factor:g}, was ahead of the real cases alone by no more than one standard "
                  "error."))
-    else:
-        said = (f"Factor {factor:g} was chosen: the smallest within one standard error of the best, factor "
-                f"{best.factor:g}, in cross-validation over the training patients.")
-    if used != method:
-        said += f" The method {used} stood in for {method}, at the same places."
-    return said
+    return (f"Factor {factor:g} was chosen: the smallest within one standard error of the best, factor "
+            f"{best.factor:g}, in cross-validation over the training patients.")
 
 
 def _unmeasured(why: str) -> Choice:
@@ -314,7 +305,7 @@ def _synthetic(work: Work, read: Callable[[Dataset, Case], Any], workers: int, p
     """The largest factor's synthetic cases, read for the task model; None for each that found no place."""
     dataset, layout = work.dataset, LAYOUTS[work.dataset.layout]
     planned = plan_cases(dataset, max(FACTORS), even=work.balance and work.config.task == "image")
-    if work.config.task == "image":
+    if work.method == "gan":
         work = replace(work, run=_short_run(work, progress))
     todo = [(number, parent, new) for number, (parent, new) in enumerate(planned)]
     skipped = set()
@@ -326,7 +317,7 @@ def _synthetic(work: Work, read: Callable[[Dataset, Case], Any], workers: int, p
 
 
 def _short_run(work: Work, progress: Report) -> Path:
-    """A generator of one fold's training patients, trained for `SHORT` of a run."""
+    """A generator of one fold's training patients, trained for the task's `SHORT` of a run."""
     from medgan.datasets.subset import write_subset
     from medgan.verbs.train import train
 
@@ -335,7 +326,7 @@ def _short_run(work: Work, progress: Report) -> Path:
     settings = config.model_dump(mode="json", include={"intensity", "data", "network", "training", "loss", "augment"})
     for name in ("images", "minutes", "limit_minutes"):
         if settings["training"][name] is not None:
-            settings["training"][name] *= SHORT
+            settings["training"][name] *= SHORT[config.task]
     settings["training"]["images"] = max(1, round(settings["training"]["images"]))
     try:
         return train(subset.root, modality=config.modality, task=config.task, out=work.out / "run", settings=settings,
