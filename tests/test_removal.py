@@ -113,3 +113,34 @@ def test_nothing_becomes_darker_than_air(scans: list[Scan]) -> None:
 def test_the_same_seed_gives_the_same_tissue(scans: list[Scan]) -> None:
     once, again = (without_lesions(scans[0], Tissue(), seed=3)[0].image for _ in range(2))
     assert np.array_equal(once, again)
+
+
+@pytest.fixture(scope="module")
+def halves(scans: list[Scan]) -> Scan:
+    """A light and a dark organ side by side, both with noise; a small lesion in the light one near the other."""
+    shape = (48, 48, 16)
+    noise = 0.05 * np.random.default_rng(2).standard_normal(shape)
+    left = np.broadcast_to(np.arange(48)[:, None, None] < 25, shape)
+    labels = np.zeros(shape, np.uint8)
+    labels[21:24, 22:25, 7:10] = 1
+    lesion = ndimage.gaussian_filter(labels.astype(float), 0.6)
+    image = (np.where(left, 0, -1) + noise + 0.6 * lesion).astype(np.float32)
+    volume = replace(scans[0].volume, array=(1000 + 500 * image)[None].astype(np.float32))
+    return replace(scans[0], volume=volume, image=image[None], labels=labels, spacing_mm=np.full(3, 2.0),
+                   organs=np.where(left, 1, 2).astype(np.uint16))
+
+
+def test_an_organ_is_lent_its_own_tissue_with_its_noise(halves: Scan) -> None:
+    lesion = halves.labels > 0
+    for seed in range(8):
+        filled = without_lesions(halves, Tissue(), seed)[0].image[0][lesion]
+        assert abs(filled.mean()) < 0.06 and 0.03 < filled.std() < 0.07
+
+
+def test_at_an_organs_border_the_change_fades_out(halves: Scan) -> None:
+    """The tissue that is known as an organ's ends a voxel before its border; the rim goes on to where it would."""
+    labels = np.roll(halves.labels, 1, axis=0)
+    beside = np.roll(labels, 1, axis=0) > labels
+    scan = replace(halves, labels=labels, organs=np.where(halves.organs == 1, 1, 0).astype(np.uint16))
+    _, changed = without_lesions(scan, Tissue(), seed=1)
+    assert not scan.tissue()[beside].any() and changed[beside].all()

@@ -161,10 +161,10 @@ class Tissue:
         def lent(to: NDArray[np.bool_], most: int) -> list[Lent]:
             """The best of what is offered for some voxels, the best first."""
             def misfit(offer: _Offer) -> float:
-                return self._misfit(here, known, to, *offer.lend(image, void.box, allowed))
+                return self._misfit(here, known, to, *offer.lend(scan, image, void.box, allowed))
 
             best = sorted(self._offers(scan, void, allowed, rng), key=misfit)
-            return [offer.lend(image, void.box, allowed) for offer in best[:most]]
+            return [offer.lend(scan, image, void.box, allowed) for offer in best[:most]]
 
         donor, usable = lent(void.hard, 1)[0]
         here = _fitted(here, known, donor, usable)
@@ -235,15 +235,20 @@ class _Offer:
     mirror: float | None
     shift: NDArray[np.intp]
 
-    def lend(self, image: NDArray[np.float32], box: tuple[slice, slice, slice], allowed: NDArray[np.bool_]) -> Lent:
-        """The image's values for a box, and which of them are tissue that may be lent."""
+    def lend(self, scan: Scan, image: NDArray[np.float32], box: tuple[slice, slice, slice], allowed: NDArray[np.bool_]
+             ) -> Lent:
+        """The image's values for a box, and which of them are tissue that may be lent: to an organ only its own."""
         index = [np.arange(s.start, s.stop) + d for s, d in zip(box, self.shift, strict=True)]
         if self.mirror is not None:
             index[0] = np.round(2 * self.mirror - index[0]).astype(int)
         there = [np.clip(i, 0, n - 1) for i, n in zip(index, allowed.shape, strict=True)]
         x, y, z = np.meshgrid(*[i == j for i, j in zip(index, there, strict=True)], sparse=True, indexing="ij")
         at = np.ix_(*there)
-        return image[:, at[0], at[1], at[2]], allowed[at] & x & y & z
+        usable = allowed[at] & x & y & z
+        if scan.organs is not None:
+            organ = scan.organs[box]
+            usable &= (scan.organs[at] == organ) | (organ == 0)
+        return image[:, at[0], at[1], at[2]], usable
 
 
 def _tensor(mask: NDArray[np.bool_]) -> torch.Tensor:
