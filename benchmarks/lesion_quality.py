@@ -31,7 +31,7 @@ from medgan.lesions.crops import working_spacing
 from medgan.lesions.gates import judge
 from medgan.lesions.library import Library, build_library
 from medgan.lesions.looks import Look, sections
-from medgan.lesions.makers import Maker, Paste, Procedural
+from medgan.lesions.makers import Maker, Paste, Procedural, surroundings
 from medgan.lesions.placement import Ground, Site
 from medgan.lesions.scans import Scan, open_scan
 from medgan.lesions.seer import Seer
@@ -60,6 +60,7 @@ class Found:
     own: list[Rim] = field(default_factory=list)
     varieties: list[Variety] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
+    contrasts: list[NDArray[np.float64]] = field(default_factory=list)
     outside_mask: int = 0
     outside_tissue: int = 0
     composed: int = 0
@@ -136,10 +137,13 @@ def study(path: Path, modality: str, arguments: argparse.Namespace) -> dict[str,
         print(f"    rims, places of the tool: {probe}")
         print(f"    rims, own places:         {own}")
         print(f"    same request, other seeds, over real lesions of a size: raw {ratio[0]:.2f}, matched {ratio[1]:.2f}")
+        contrast = np.mean(found.contrasts, axis=0).round(3).tolist()
+        print(f"    contrast to the tissue around, by channel: {contrast}")
         print(f"    {found.composed} cases: {found.outside_mask} voxels changed outside the dilated mask, "
               f"{found.outside_tissue} lesion voxels outside tissue", flush=True)
         report[name] = {"reasons": dict(found.reasons), "seen": found.seen, "rims": str(probe), "own": str(own),
-                        "variety": ratio, "outside_mask": found.outside_mask, "outside_tissue": found.outside_tissue}
+                        "variety": ratio, "contrast": contrast, "outside_mask": found.outside_mask,
+                        "outside_tissue": found.outside_tissue}
     if arguments.sheet:
         rows = {"real": real.shown} | {name: found.shown for name, found in made.items()}
         save(makers_sheet(rows), arguments.sheet / f"makers-{path.name}.png")
@@ -165,6 +169,7 @@ def _measure(scan: Scan, case: Case, part: Dataset, library: Library, makers: di
             after = _drawn(maker, scan, site, number)
             verdict = judge(before, after, site, library, config.augment, seer=seer, image=scan.image)
             found.reasons[verdict.reason] += 1
+            found.contrasts.append(_contrast(scan, site, after))
             found.seen += [verdict.seen] if verdict.seen is not None else []
             found.rims += _rims(scan, site, after, f"{name}/{case.id}/{number}", case)
             if number < REQUESTS and name != "paste":
@@ -218,6 +223,11 @@ def _beyond_rim(changed: NDArray[np.bool_], sites: Sequence[Site], scan: Scan) -
 def _drawn(maker: Maker, scan: Scan, site: Site, seed: int) -> NDArray[np.float32]:
     before = scan.image[(slice(None), *site.box)]
     return np.asarray(before + site.weight * (maker.draw(scan, site, seed) - before), np.float32)
+
+
+def _contrast(scan: Scan, site: Site, after: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(C,) how much a made lesion differs from the tissue around, in network values."""
+    return np.asarray(np.abs(after[:, site.labels > 0].mean(axis=1) - surroundings(scan, site)))
 
 
 def _rims(scan: Scan, site: Site, after: NDArray[np.float32], name: str, case: Case) -> list[Rim]:

@@ -67,7 +67,7 @@ class Gan:
         """The generator's drawing at the working spacing, brought to the scan's grid as a change of its values.
 
         The change, not the drawing, is interpolated, so that the scan keeps its own finer detail. Where the texture is
-        that of a donor, so is the contrast.
+        that of a donor, the contrast is at least the donor's.
         """
         drawn = self._drawn(scan, site, seed)
         return levelled(drawn, scan, site) if self.cluster == "donor" else drawn

@@ -79,8 +79,8 @@ def softened(inside: NDArray[np.bool_], site: Site) -> NDArray[np.float32]:
 def levelled(drawn: NDArray[np.float32], scan: Scan, site: Site) -> NDArray[np.float32]:
     """(C, x, y, z) a drawn lesion whose labels have, in the mean, at least the donor's contrast to the tissue around.
 
-    A generator draws towards the mean: the longer it is trained, the fainter its lesions are beside their donors. What
-    stands out more than the donor is left: moving a small donor takes contrast from it (docs/does-it-help.md).
+    A generator draws towards the mean, and fainter lesions than its donors (docs/does-it-help.md). What stands out more
+    than the donor is left.
     """
     base, donor = surroundings(scan, site), site.donor.surroundings
     level = drawn.astype(np.float32)

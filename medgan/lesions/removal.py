@@ -143,8 +143,8 @@ class Tissue:
 
     The difference between the borrowed tissue and the scan around the void is spread smoothly into the void, as in
     Poisson image editing (Perez et al. 2003) but by averaging over ever coarser grids, which takes a fraction of the
-    time: brightness follows the surroundings, texture the donor. What one donor lacks, as where a lesion crosses the
-    midline, the next one fills.
+    time: brightness follows the surroundings, texture the donor. What the best donor lacks, as where a lesion crosses
+    the midline, the median of up to `DONORS` others fills.
     """
 
     name = "tissue"
