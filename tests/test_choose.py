@@ -141,6 +141,16 @@ def test_two_patients_that_agree_by_chance_do_not_outweigh_the_seeds() -> None:
     assert choose.pick({1.0: none, 2.0: twice})[1] == 1
 
 
+def test_of_two_patients_the_spread_is_no_error() -> None:
+    """One gains much and one little, alike by every seed: the seeds alone say how sure that is."""
+    none, gained, noise = np.full((2, 2), 0.5), np.array([[0.64, 0.51]] * 2), np.array([[0.01], [-0.01]])
+    assert choose.pick({1.0: none, 2.0: gained + noise})[1] == 2
+    assert choose.pick({1.0: none, 2.0: gained + 20 * noise})[1] == 1
+    third = np.array([[0.45]] * 2)
+    three = {1.0: np.full((2, 3), 0.5), 2.0: np.hstack([gained, third]) + noise}
+    assert choose.pick(three)[1] == 1
+
+
 def test_one_patient_gets_the_default_and_nothing_is_claimed(three: Path, tmp_path: Path,
                                                              planted: type[Planted]) -> None:
     root = tmp_path / "one"
