@@ -117,6 +117,14 @@ def test_a_fold_sees_its_own_training_patients_alone(three: Path, tmp_path: Path
         assert len(sets) == len(choose.FACTORS) and all(a <= b for a, b in pairwise(sets))
 
 
+def test_the_fewer_patients_the_more_seeds(three: Path, tmp_path: Path, planted: type[Planted]) -> None:
+    two = open_dataset(three)
+    choose.choose(_work(three, tmp_path, dataset=two.only(two.cases[:2])))
+    starts = {held_out: {seed for _, other, seed in planted.seen if other == held_out}
+              for _, held_out, _ in planted.seen}
+    assert [len(seeds) for seeds in starts.values()] == [4, 4]
+
+
 def test_the_rule_takes_the_smallest_within_one_paired_error() -> None:
     base = np.array([0.3, 0.5, 0.7, 0.9])
 

@@ -32,8 +32,8 @@ FACTORS = (1.0, 1.5, 2.0, 3.0)
 UNMEASURED = 4.0
 #: Inner folds at most: each costs a task model for every factor and seed, and its own synthetic cases.
 FOLDS = 4
-#: Task models for every fold and factor.
-SEEDS = 2
+#: Task models for every factor, shared among the folds: the fewer patients, the more seeds for each.
+MODELS = 8
 #: Fewer than this many scored units have no spread to hold a difference against.
 FEWEST = 2
 #: With fewer than this many, their spread is no estimate of an error: it has one degree of freedom.
@@ -217,12 +217,13 @@ def choose(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
     known = {case.id: trial.read(small, case) for case in small.cases}
     folds = leave_patients_out(small.cases, min(FOLDS, patients), seed=work.seed)
     rows: dict[float, list[list[float]]] = {factor: [] for factor in FACTORS}
-    total, done = len(folds) * len(FACTORS) * SEEDS, 0
+    seeds = MODELS // len(folds)
+    total, done = len(folds) * len(FACTORS) * seeds, 0
     for number, (training, held_out) in enumerate(folds, 1):
         inner = replace(work, dataset=small.only(training), out=work.out / f"fold-{number}")
         real = [known[case.id] for case in training]
         if not trial.learnable(real):
-            done += len(FACTORS) * SEEDS
+            done += len(FACTORS) * seeds
             continue
         new = _synthetic(inner, trial.read, workers, progress)
         test = [(patient_key(case), known[case.id]) for case in held_out]
@@ -230,14 +231,14 @@ def choose(work: Work, *, workers: int = 1, progress: Report = silent) -> Choice
         for factor in FACTORS:
             some = [case for case in new[:round((factor - 1) * len(training))] if case is not None]
             scores[factor] = []
-            for seed in range(SEEDS):
+            for seed in range(seeds):
                 progress(Progress("choosing the factor", done, total, "models",
                                   f"fold {number} of {len(folds)}, factor {factor:g}"))
                 scores[factor].append(trial.score([*real, *some], test, seed=1000 * number + seed))
                 done += 1
         for factor in FACTORS:
             rows[factor] += np.transpose(scores[factor]).tolist()  # a row for each unit
-    together = {factor: np.reshape(values, (-1, SEEDS)).T for factor, values in rows.items()}
+    together = {factor: np.reshape(values, (-1, seeds)).T for factor, values in rows.items()}
     scored = np.isfinite(np.stack(list(together.values()))).all(axis=(0, 1))
     if scored.sum() < FEWEST:
         return _unmeasured(f"fewer than {FEWEST} of the {trial.unit} could be scored")
